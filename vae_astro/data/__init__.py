@@ -1,0 +1,1 @@
+"""Sky to batches; knows nothing of networks."""

@@ -1,0 +1,113 @@
+"""One stamp of sky: its pixels, where it came from, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+__all__ = ["Reject", "Stamp", "StampReader", "fit_to_size"]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Pixels of one object in all bands, as the telescope left them.
+
+    Attributes
+    ----------
+    pixels : ndarray, shape (C, H, W), float32
+        Raw values in the file's own unit, native byte order. A pixel that was never observed
+        (padding, BLANK, a missing band) is NaN; every other value is what the file holds.
+    id : str
+        Name of this stamp, for the catalogue and for finding its label.
+    object_id : str
+        Name of the object; all stamps of one object fall on the same side of a split.
+    source : str
+        The file relative to its root, with ``[hdu]`` or ``[hdu][plane]`` where a file holds many.
+    ra, dec : float
+        ICRS position in degrees, NaN where unknown.
+    label : str
+        Class name, empty where unknown.
+    """
+
+    pixels: np.ndarray = field(repr=False)
+    id: str
+    object_id: str
+    source: str
+    ra: float = float("nan")
+    dec: float = float("nan")
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A stamp that could not be read, set aside with its reason.
+
+    Attributes
+    ----------
+    source : str
+        As in `Stamp`.
+    reason : str
+        A short, countable phrase: ``"truncated file"``, ``"not a FITS file"``.
+    detail : str
+        What was found, what was expected, the key to change.
+    """
+
+    source: str
+    reason: str
+    detail: str
+
+
+class StampReader(Protocol):
+    """What the store asks of a shape that stamps come in.
+
+    A reader is a frozen dataclass of plain values: its ``repr`` is part of the store's key, so a
+    change of any setting makes a new store.
+    """
+
+    @property
+    def band_names(self) -> tuple[str, ...] | None:
+        """Names of the bands, or None if only the files can tell how many there are."""
+
+    def find(self, root: Path) -> list[Path]:
+        """Every file below ``root`` that this reader claims, in sorted order."""
+
+    def read(self, path: Path, root: Path) -> Iterator[Stamp | Reject]:
+        """All stamps of one file; a bad file or stamp becomes a `Reject`, never an exception."""
+
+
+def fit_to_size(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Centre-crop or pad the last two axes to ``size``; nothing is ever stretched.
+
+    The central pixel ``n // 2`` of the input lands on the central pixel ``size // 2`` of the
+    output, so an odd stamp stays centred.
+
+    Parameters
+    ----------
+    pixels : ndarray, shape (..., H, W)
+        Floating-point pixels.
+    size : int
+        Height and width wanted, in pixels.
+
+    Returns
+    -------
+    ndarray, shape (..., size, size)
+        Same dtype; padding is NaN. The input itself where nothing has to change.
+    """
+    height, width = pixels.shape[-2:]
+    if (height, width) == (size, size):
+        return pixels
+    fitted = np.full((*pixels.shape[:-2], size, size), np.nan, dtype=pixels.dtype)
+    (rows_from, rows_to), (columns_from, columns_to) = _overlap(height, size), _overlap(width, size)
+    fitted[..., rows_to, columns_to] = pixels[..., rows_from, columns_from]
+    return fitted
+
+
+def _overlap(n: int, size: int) -> tuple[slice, slice]:
+    """Slices of an axis of length n and of one of length size, aligned at their central pixels."""
+    shift = size // 2 - n // 2
+    first, last = max(0, shift), min(size, n + shift)
+    return slice(first - shift, last - shift), slice(first, last)
