@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 REAL_DATA = Path(
-    os.environ.get(
-        "VAE_ASTRO_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"
-    )
+    os.environ.get("VAE_ASTRO_REAL_DATA", Path(__file__).parents[2] / "shared" / "data")
 )
 
 

@@ -9,7 +9,10 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Reject", "Stamp", "StampReader", "fit_to_size"]
+__all__ = ["SMALLEST_STAMP", "Reject", "Stamp", "StampReader", "fit_to_size"]
+
+SMALLEST_STAMP = 16
+"""Height and width of the smallest stamp that is stored, in pixels."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,342 @@
+"""Alert packets of every kind become stamps with the object in the middle, or rejects."""
+
+import gzip
+import random
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import numpy as np
+import pytest
+from astropy.io import fits as pyfits
+
+from vae_astro.data import alerts as alerts_module
+from vae_astro.data.alerts import AlertReader
+from vae_astro.data.stamp import Reject, Stamp
+from vae_astro.errors import InputError
+
+RNG = np.random.default_rng(63)
+IMAGES = {name: RNG.normal(100, 10, (63, 63)).astype(np.float32) for name in alerts_module.CUTOUTS}
+CUTOUT = ["null", {"type": "record", "name": "cutout", "fields": []}]
+CUTOUT[1]["fields"] = [
+    {"name": "fileName", "type": "string"},
+    {"name": "stampData", "type": "bytes"},
+]
+NUMBERS = ("ra", "dec", "xpos", "ypos")
+
+
+def cutout(pixels: np.ndarray, pack=gzip.compress) -> dict[str, Any]:
+    stream = BytesIO()
+    pyfits.PrimaryHDU(pixels).writeto(stream)
+    return {"fileName": "candid1_sci.fits.gz", "stampData": pack(stream.getvalue())}
+
+
+def alert(**changes: Any) -> dict[str, Any]:
+    """One packet like ZTF's; a field set to ... is left out, also of its schema."""
+    record = {
+        "objectId": "ZTF18abc",
+        "candid": 697252380415010006,
+        "candidate": {"candid": 7, "ra": 10.5, "dec": -3.25, "xpos": 1500.0, "ypos": 1500.0},
+        **{f"cutout{name.capitalize()}": cutout(pixels) for name, pixels in IMAGES.items()},
+        **changes,
+    }
+    return {key: value for key, value in record.items() if value is not ...}
+
+
+def packet(*records: dict[str, Any], codec: str = "null") -> bytes:
+    candidate = {
+        "type": "record",
+        "name": "candidate",
+        "fields": [{"name": "candid", "type": "long"}]
+        + [{"name": key, "type": ["null", "double"], "default": None} for key in NUMBERS],
+    }
+    kinds: dict[str, Any] = {
+        "objectId": ["null", "string"],
+        "candid": "long",
+        "candidate": candidate,
+        "cutoutScience": CUTOUT,
+        "cutoutTemplate": ["null", "cutout"],
+        "cutoutDifference": ["null", "cutout"],
+    }
+    fields = [{"name": key, "type": kinds[key]} for key in records[0]]
+    stream = BytesIO()
+    fastavro.writer(stream, {"type": "record", "name": "alert", "fields": fields}, records, codec)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Write bytes to a packet below the root and read it."""
+
+    def read(raw: bytes, **settings) -> list[Stamp | Reject]:
+        path = tmp_path / "night" / "a.avro"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(raw)
+        return list(AlertReader(**settings).read(path, tmp_path))
+
+    return read
+
+
+def only(found: list[Stamp | Reject]) -> Any:
+    assert len(found) == 1, found
+    return found[0]
+
+
+@pytest.mark.parametrize("codec", ["null", "deflate"])
+def test_a_packet_becomes_one_stamp_with_its_cutouts_as_bands(read, codec):
+    stamp = only(read(packet(alert(), codec=codec)))
+    assert stamp.pixels.dtype == np.dtype(np.float32)
+    assert stamp.pixels.dtype.isnative
+    assert stamp.pixels.tobytes() == np.stack(list(IMAGES.values())).tobytes()
+    assert (stamp.id, stamp.object_id) == ("697252380415010006", "ZTF18abc")
+    assert (stamp.ra, stamp.dec, stamp.label) == (10.5, -3.25, "")
+    assert stamp.source == "night/a.avro"
+    assert AlertReader().band_names == ("science", "template", "difference")
+
+
+def test_cutouts_are_chosen_and_ordered_by_the_setting(read):
+    stamp = only(read(packet(alert(cutoutTemplate=None)), cutouts=["difference", "science"]))
+    np.testing.assert_array_equal(stamp.pixels, np.stack([IMAGES["difference"], IMAGES["science"]]))
+
+
+def test_an_early_packet_without_object_or_candid_is_named_by_its_candidate(read):
+    stamp = only(read(packet(alert(objectId=..., candid=...))))
+    assert (stamp.id, stamp.object_id) == ("7", "7")
+
+
+def test_nan_and_the_fill_value_are_kept(read):
+    pixels = IMAGES["science"].copy()
+    pixels[0, :5] = np.nan
+    pixels[1, :5] = np.float32(-3.4028235e38)
+    stamp = only(read(packet(alert(cutoutScience=cutout(pixels)))))
+    assert stamp.pixels[0].tobytes() == pixels.tobytes()
+
+
+def test_an_unknown_position_is_nan(read):
+    candidate = {"candid": 7, "ra": -999.0, "dec": None}
+    stamp = only(read(packet(alert(candidate=candidate))))
+    assert np.isnan([stamp.ra, stamp.dec]).all()
+
+
+@pytest.mark.parametrize(
+    ("kept", "xpos", "ypos"),
+    [
+        (np.s_[:, :48], 3056.2, 900.0),  # the right edge of the quadrant
+        (np.s_[:, 15:], 16.2, 900.0),  # the left edge
+        (np.s_[:53, :], 900.0, 3058.6),  # the top
+        (np.s_[22:, :], 900.0, 10.4),  # the bottom
+        (np.s_[22:, :48], 3056.2, 10.4),  # a corner
+    ],
+)
+@pytest.mark.parametrize("size", [63, 64, 41])
+def test_a_cutout_at_the_detector_edge_is_padded_on_the_side_that_is_missing(
+    read, kept, xpos, ypos, size
+):
+    full = np.full((63, 63), np.nan, dtype=np.float32)
+    full[kept] = IMAGES["science"][kept]
+    candidate = {"candid": 7, "ra": 1.0, "dec": 1.0, "xpos": xpos, "ypos": ypos}
+    changes = {"cutoutScience": cutout(IMAGES["science"][kept]), "candidate": candidate}
+    science, template, _ = only(read(packet(alert(**changes)), size=size)).pixels
+    assert science[size // 2, size // 2] == IMAGES["science"][31, 31]
+    assert template[size // 2, size // 2] == IMAGES["template"][31, 31]
+    if size == 63:
+        np.testing.assert_array_equal(science, full)
+
+
+def test_a_short_cutout_at_an_unknown_place_is_padded_on_both_sides(read):
+    changes = {"cutoutScience": cutout(IMAGES["science"][:, :61]), "candidate": {"candid": 7}}
+    science = only(read(packet(alert(**changes)))).pixels[0]
+    np.testing.assert_array_equal(science[:, 1:62], IMAGES["science"][:, :61])
+    assert np.isnan(science[:, [0, 62]]).all()
+
+
+def test_every_record_of_a_packet_is_read_and_numbered(read):
+    records = [alert(candid=k) for k in (11, 12, 13)]
+    records[1]["cutoutScience"] = None
+    first, second, third = read(packet(*records))
+    assert [first.id, third.id] == ["11", "13"]
+    assert second.reason == "missing cutout"
+    assert [item.source for item in (first, second, third)] == [
+        f"night/a.avro[{k}]" for k in range(3)
+    ]
+
+
+def test_records_before_a_break_are_kept(read):
+    raw = packet(alert(candid=11), alert(candid=12))
+    stamp, reject = read(raw[: len(raw) * 3 // 4])
+    assert (stamp.id, stamp.source) == ("11", "night/a.avro[0]")
+    assert (reject.source, reject.reason) == ("night/a.avro[1]", "truncated file")
+
+
+JPEG = {"fileName": "a.jpg", "stampData": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00"}
+BROKEN = cutout(IMAGES["science"])["stampData"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "words"),
+    [
+        ({"cutoutDifference": None}, "missing cutout", "cutoutDifference"),
+        ({"cutoutDifference": ...}, "missing cutout", "data.cutouts"),
+        ({"cutoutScience": {"fileName": "", "stampData": b""}}, "missing cutout", "cutoutScience"),
+        ({"cutoutTemplate": JPEG}, "cutout is not FITS", "cutoutTemplate: begins with"),
+        (
+            {"cutoutScience": {"fileName": "", "stampData": BROKEN[:900]}},
+            "truncated file",
+            "cutoutScience",
+        ),
+        ({"cutoutScience": cutout(np.ones((2, 4, 4)))}, "wrong dimensions", "(2, 4, 4)"),
+        ({"cutoutScience": cutout(None)}, "no image", "cutoutScience"),
+        ({"candid": 0, "candidate": {"candid": 0}}, "no identifier", "candid"),
+    ],
+)
+def test_a_packet_without_usable_cutouts_is_rejected(read, changes, reason, words):
+    reject = only(read(packet(alert(**changes))))
+    assert isinstance(reject, Reject)
+    assert (reject.source, reject.reason) == ("night/a.avro", reason)
+    assert words in reject.detail
+
+
+def test_a_packet_of_nan_is_rejected_but_one_good_band_is_enough(read):
+    nothing = cutout(np.full((63, 63), np.nan, dtype=np.float32))
+    bad = {"cutoutScience": nothing, "cutoutTemplate": nothing}
+    assert isinstance(only(read(packet(alert(**bad)))), Stamp)
+    reject = only(read(packet(alert(**bad, cutoutDifference=nothing))))
+    assert reject.reason == "all pixels bad"
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"", "empty file"),
+        (b"candid,ra\n1,2\n", "not an Avro file"),
+        (packet(alert())[:-500], "truncated file"),
+        (packet(alert()).replace(b"avro.schema", b"avro.scheme"), "unreadable"),
+        (packet(alert(), codec="bzip2"), "unsupported codec"),
+    ],
+)
+def test_a_file_that_is_no_packet_is_rejected(read, raw, reason):
+    reject = only(read(raw))
+    assert (reject.source, reject.reason) == ("night/a.avro", reason)
+
+
+def test_a_missing_codec_library_is_named(read, monkeypatch):
+    def reader(stream):
+        raise ValueError(
+            "snappy codec is supported but you need to install one of the following libraries: "
+            "('cramjam',)"
+        )
+
+    monkeypatch.setattr(alerts_module.fastavro, "reader", reader)
+    reject = only(read(packet(alert())))
+    assert reject.reason == "unsupported codec"
+    assert "cramjam" in reject.detail
+
+
+def test_what_unpacks_to_too_much_is_refused(read, monkeypatch):
+    bomb = {"fileName": "", "stampData": gzip.compress(bytes(2**22))}
+    reject = only(read(packet(alert(cutoutScience=bomb)), max_cutout_bytes=2**20))
+    assert reject.reason == "too large"
+    monkeypatch.setattr(alerts_module, "MAX_BLOCK_BYTES", 1000)
+    reject = only(read(packet(alert(), codec="deflate")))
+    assert reject.reason == "too large"
+    assert "1000 bytes" in reject.detail
+
+
+def test_a_link_out_of_the_root_and_a_missing_file_are_rejected(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "a.avro").write_bytes(packet(alert()))
+    (root / "a.avro").symlink_to(tmp_path / "a.avro")
+    assert only(list(AlertReader().read(root / "a.avro", root))).reason == "outside the root"
+    assert only(list(AlertReader().read(root / "b.avro", root))).reason == "vanished"
+
+
+def test_damaged_packets_never_raise(read):
+    rng = random.Random(7)
+    whole = packet(alert())
+    for n_bytes in range(0, len(whole), 397):
+        assert isinstance(read(whole[:n_bytes])[-1], Reject), n_bytes
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice([1, 2, 5])):
+            damaged[rng.randrange(rng.choice([900, len(whole)]))] = rng.randrange(256)
+        assert read(bytes(damaged))
+
+
+def test_packets_are_found_and_fits_files_are_pointed_out(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.AVRO").touch()
+    (tmp_path / "a.avro").touch()
+    assert AlertReader().find(tmp_path) == [tmp_path / "a.avro", tmp_path / "sub" / "b.AVRO"]
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "c.fits.gz").touch()
+    with pytest.raises(InputError, match=r"holds 1 file, none ending in \.avro.*data=fits"):
+        AlertReader().find(tmp_path / "only")
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"cutouts": ()}, "data.cutouts"),
+        ({"cutouts": "science"}, "data.cutouts"),
+        ({"cutouts": ("science", "science")}, "data.cutouts"),
+        ({"cutouts": ("science", "reference")}, "data.cutouts"),
+        ({"size": 0}, "data.size"),
+        ({"max_cutout_bytes": 0}, "data.max_cutout_bytes"),
+    ],
+)
+def test_a_setting_out_of_range_names_its_key(settings, key):
+    with pytest.raises(InputError, match=key):
+        AlertReader(**settings)
+
+
+def test_a_list_from_a_configuration_gives_the_same_reader():
+    assert repr(AlertReader(cutouts=["science"])) == repr(AlertReader(cutouts=("science",)))
+
+
+@pytest.fixture(scope="module")
+def read_folder(real_data: Path):
+    def read_folder(name: str) -> list[Stamp | Reject]:
+        reader, root = AlertReader(), real_data / name
+        return [item for path in reader.find(root) for item in reader.read(path, root)]
+
+    return read_folder
+
+
+def outcomes(items: list[Stamp | Reject]) -> Counter[str]:
+    return Counter(item.reason if isinstance(item, Reject) else "read" for item in items)
+
+
+@pytest.mark.real_data
+def test_every_real_alert_is_read(read_folder):
+    stamps = read_folder("ztf_alerts")
+    assert outcomes(stamps) == {"read": 498}
+    assert {stamp.pixels.shape for stamp in stamps} == {(3, 63, 63)}
+    assert not any(np.isnan(stamp.ra) for stamp in stamps)
+
+
+@pytest.mark.real_data
+def test_every_readable_edge_case_is_read(read_folder):
+    pytest.importorskip("cramjam", reason="one packet is packed with snappy")
+    items = read_folder("ztf_alerts_edge_cases")
+    assert outcomes(items) == {"read": 97, "cutout is not FITS": 6}
+
+
+@pytest.mark.real_data
+def test_real_alerts_cut_at_a_detector_edge_keep_their_object_in_the_middle(read_folder):
+    stamps = [*read_folder("ztf_alerts"), *read_folder("ztf_alerts_edge_cases")]
+    n_cut = n_centred = 0
+    for stamp in stamps:
+        if isinstance(stamp, Reject):
+            continue
+        missing = np.isnan(stamp.pixels).all(axis=0)
+        if not (missing[[0, -1]].all(axis=1).any() or missing[:, [0, -1]].all(axis=0).any()):
+            continue
+        n_cut += 1
+        difference = np.nan_to_num(np.abs(stamp.pixels[2]))
+        row, column = np.unravel_index(difference.argmax(), difference.shape)
+        n_centred += max(abs(row - 31), abs(column - 31)) <= 1
+    # In five of them another source is the brightest; padding both sides alike would keep 16.
+    assert (n_cut, n_centred) == (28, 23)

@@ -1,0 +1,20 @@
+"""Train a VAE: ``python train.py [GROUP=CHOICE] [key=value] ...``; see ``--help``."""
+
+import hydra
+from omegaconf import DictConfig
+
+from vae_astro.folders import register_resolvers
+
+register_resolvers()
+
+
+@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+def main(cfg: DictConfig) -> float:
+    """Compose the configuration and run it; the ELBO comes back for hyper-parameter searches."""
+    from vae_astro.run import train_command  # imports torch: not before it is needed
+
+    return train_command(cfg)
+
+
+if __name__ == "__main__":
+    main()

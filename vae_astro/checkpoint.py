@@ -1,0 +1,264 @@
+"""Checkpoints: the one door to ``torch.load``, resuming bit for bit, and warm starts."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import random
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from vae_astro.errors import InputError
+from vae_astro.settings import check_int
+from vae_astro.vae import CHECKPOINT_FORMAT, VAE
+
+__all__ = [
+    "LastCheckpoint",
+    "RandomState",
+    "WarmStart",
+    "find_checkpoint",
+    "load_checkpoint",
+    "refuse_other_shapes",
+    "warm_start",
+]
+
+log = logging.getLogger(__name__)
+
+
+def find_checkpoint(key: str, path: str) -> Path:
+    """The checkpoint that a user means by a file or a run folder (its last one).
+
+    Parameters
+    ----------
+    key : str
+        ``resume`` or ``init_from``, for the message.
+    path : str
+        File, run folder or its ``checkpoints`` folder.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    given = Path(path)
+    candidates = [given, given / "checkpoints" / "last.ckpt", given / "last.ckpt"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    if not given.exists():
+        raise InputError(f"{key}={path} does not exist; give a run folder or a .ckpt file")
+    raise InputError(f"{key}={path} holds no checkpoint: there is no checkpoints/last.ckpt in it")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this project onto the CPU, without running any code that it may hold.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, is not one of ours, or is of a format this version does not know.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    ours = checkpoint.get("vae_astro") if isinstance(checkpoint, dict) else None
+    if not isinstance(ours, dict) or "format" not in ours:
+        raise InputError(f"{path} is not a checkpoint of vae_astro")
+    if ours["format"] != CHECKPOINT_FORMAT:
+        raise InputError(
+            f"{path} has checkpoint format {ours['format']} (vae_astro {ours.get('version')}); this "
+            f"version reads format {CHECKPOINT_FORMAT}"
+        )
+    return checkpoint
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What a warm start took over.
+
+    Attributes
+    ----------
+    taken : int
+        Weight tensors that fit.
+    other_shape : dict of str to tuple of tuple
+        Name to (shape in the checkpoint, shape here); these start anew.
+    missing : tuple of str
+        Weights of this model that the checkpoint lacks.
+    unused : tuple of str
+        Weights of the checkpoint that this model lacks.
+    """
+
+    taken: int
+    other_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """One line for each weight that did not fit."""
+        return [
+            *(f"{name}: {old} in the checkpoint, {new} here" for name, (old, new) in self.other_shape.items()),
+            *(f"{name}: not in the checkpoint" for name in self.missing),
+            *(f"{name}: not in this model" for name in self.unused),
+        ]  # fmt: skip
+
+
+def warm_start(vae: VAE, path: Path) -> WarmStart:
+    """Copy every weight of a checkpoint that fits ``vae``; leave the rest as it is.
+
+    Raises
+    ------
+    InputError
+        As `load_checkpoint`, and if nothing fits.
+    """
+    theirs: dict[str, torch.Tensor] = load_checkpoint(path)["state_dict"]
+    ours = vae.state_dict()
+    fitting = {
+        name: value
+        for name, value in theirs.items()
+        if name in ours and ours[name].shape == value.shape
+    }
+    result = WarmStart(
+        taken=len(fitting),
+        other_shape={
+            name: (tuple(value.shape), tuple(ours[name].shape))
+            for name, value in theirs.items()
+            if name in ours and name not in fitting
+        },
+        missing=tuple(name for name in ours if name not in theirs),
+        unused=tuple(name for name in theirs if name not in ours),
+    )
+    if not fitting:
+        raise InputError(
+            f"init_from={path}: no weight fits this model ({'; '.join(result.lines()[:3])}); "
+            "choose the model= of the checkpoint"
+        )
+    vae.load_state_dict(fitting, strict=False)
+    return result
+
+
+def refuse_other_shapes(vae: VAE, path: Path) -> None:
+    """Raise `InputError` unless every weight of the checkpoint fits ``vae`` exactly."""
+    theirs = {
+        name: tuple(value.shape) for name, value in load_checkpoint(path)["state_dict"].items()
+    }
+    ours = {name: tuple(value.shape) for name, value in vae.state_dict().items()}
+    if theirs != ours:
+        different = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        name = different[0]
+        raise InputError(
+            f"resume={path} is of another model: {len(different)} weights differ, the first "
+            f"{name}: {theirs.get(name, 'absent')} in the checkpoint, {ours.get(name, 'absent')} here; "
+            "leave the settings of the model as they were, or take over what fits with init_from="
+        )
+
+
+class RandomState(Callback):
+    """Carries the random state of every process in the checkpoint, so that a run goes on exactly."""
+
+    def __init__(self) -> None:
+        self._loaded: list[dict[str, Any]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        version, internal, gauss = random.getstate()
+        state: dict[str, Any] = {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+            "python": [version, list(internal), gauss],
+        }
+        states = [state]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            states = [state] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(states, state)
+        return {"ranks": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict["ranks"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._loaded is None:
+            return
+        if len(self._loaded) != trainer.world_size:
+            log.warning(
+                "the checkpoint is of %d processes, this run has %d: it does not go on bit for bit",
+                len(self._loaded),
+                trainer.world_size,
+            )
+        state = self._loaded[trainer.global_rank % len(self._loaded)]
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal), gauss))
+        self._loaded = None
+
+
+class LastCheckpoint(Callback):
+    """Keeps ``last.ckpt`` up to date, and leaves it exact when the run is interrupted.
+
+    Saved after every epoch (validation included), every ``every_n_steps`` optimiser steps, and on
+    Ctrl-C or SIGTERM at the end of the step that was under way, so that a resumed run neither
+    replays nor skips a stamp. A second Ctrl-C stops at once.
+
+    Parameters
+    ----------
+    folder : Path
+        Where ``last.ckpt`` goes.
+    every_n_steps : int
+        Optimiser steps between saves within an epoch.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int = 500) -> None:
+        self.path = Path(folder) / "last.ckpt"
+        self.every_n_steps = check_int("callbacks.save_every_n_steps", every_n_steps, minimum=1)
+        self._interrupted = False
+        self._previous_handler: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
+        log.warning("stopping after this step; Ctrl-C again to stop at once")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, KeyboardInterrupt) and self.path.exists():
+            log.warning("stopped; go on with: python train.py resume=%s", self.path.parent.parent)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx + 1 == trainer.num_training_batches:
+            return  # the epoch's own save follows, after validation
+        if self._interrupted or trainer.received_sigterm:
+            self._save(trainer)
+            if self._interrupted:
+                raise KeyboardInterrupt
+        elif trainer.global_step % self.every_n_steps == 0:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)
+            self._previous_handler = None
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.path)

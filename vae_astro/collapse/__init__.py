@@ -1,0 +1,1 @@
+"""Collapse of the latent code: watched during training and judged after it."""

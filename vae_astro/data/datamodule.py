@@ -1,0 +1,320 @@
+"""Folders of stamps to training, validation and test batches."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import LightningDataModule
+
+from vae_astro.data.alerts import AlertReader
+from vae_astro.data.batches import EpochSampler, InOrder, StampDataset, StampLoader
+from vae_astro.data.fits import FitsReader
+from vae_astro.data.normalize import Normalizer
+from vae_astro.data.simulate import simulate
+from vae_astro.data.stamp import SMALLEST_STAMP, StampReader
+from vae_astro.data.store import StampStore, open_or_pack
+from vae_astro.errors import InputError
+from vae_astro.settings import build, check_int, check_number
+
+__all__ = ["READERS", "StampDataModule", "read_labels", "split_rows"]
+
+READERS: dict[str, Callable[..., StampReader]] = {"fits": FitsReader, "alerts": AlertReader}
+
+DEFAULT_SIZE = 63
+"""Height and width of simulated stamps where none is asked for: ZTF's, in pixels."""
+
+log = logging.getLogger(__name__)
+
+
+class StampDataModule(LightningDataModule):
+    """Streams normalised stamps; packs them into a store the first time.
+
+    Parameters
+    ----------
+    root : str
+        Folder (or file) of stamps.
+    format : {"fits", "alerts"}
+        The shape stamps come in.
+    normalize : mapping, optional
+        Settings of `Normalizer`.
+    size : int, optional
+        Height and width in pixels; the stamps' own if absent.
+    store_dir : str
+        Where packed stores are kept.
+    labels : str, optional
+        CSV with a column ``file`` or ``id`` and one of labels; used only to score, never to train.
+    label_column : str, optional
+        Its column of labels; ``label`` or the only one whose name begins so.
+    classes : sequence of str, optional
+        Labels that count; stamps with another count as unlabelled.
+    batch_size : int
+        Stamps in a batch, per process.
+    val_fraction, test_fraction : float
+        Shares of the objects that are held out. All stamps of one object stay together.
+    augment : bool
+        Train on random flips and quarter-turns.
+    n_workers : int
+        Processes that gather batches ahead; 0 is the fastest on few cores.
+    seed : int
+        Of the order and the augmentation.
+    n_stamps : int, optional
+        Draw this many simulated stamps first, into ``root``.
+    simulation_seed : int
+        Of those.
+    progress : bool
+        Show progress bars.
+    **reader_settings
+        Settings of the reader: the fields of `FitsReader` or `AlertReader`.
+
+    Raises
+    ------
+    InputError
+        A setting out of range, here; unusable stamps or labels, in `prepare_data` and `setup`.
+    """
+
+    store: StampStore
+    normalizer: Normalizer
+
+    def __init__(
+        self,
+        root: str,
+        format: str = "fits",
+        *,
+        normalize: Mapping[str, Any] | None = None,
+        size: int | None = None,
+        store_dir: str = "stores",
+        labels: str | None = None,
+        label_column: str | None = None,
+        classes: Sequence[str] | None = None,
+        batch_size: int = 256,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        augment: bool = True,
+        n_workers: int = 0,
+        seed: int = 0,
+        n_stamps: int | None = None,
+        simulation_seed: int = 0,
+        progress: bool = True,
+        **reader_settings: Any,
+    ) -> None:
+        super().__init__()
+        if not root:
+            raise InputError(
+                "data.root is not set; give the folder of your stamps: data.root=FOLDER"
+            )
+        self.root = Path(root)
+        self.size = None if size is None else check_int("data.size", size, minimum=SMALLEST_STAMP)
+        given = {} if size is None else {"size": size}
+        self.reader = build("data", READERS, {"name": format, **reader_settings}, **given)
+        self.normalizer = Normalizer(**(normalize or {}))
+        self.store_dir = Path(store_dir)
+        self.labels_file = Path(labels) if labels else None
+        self.label_column = label_column
+        self.classes = list(classes) if classes else None
+        self.batch_size = check_int("data.batch_size", batch_size, minimum=1)
+        self.val_fraction = check_number("data.val_fraction", val_fraction, above=0, maximum=0.9)
+        self.test_fraction = check_number(
+            "data.test_fraction", test_fraction, minimum=0, maximum=0.9
+        )
+        if self.val_fraction + self.test_fraction >= 1:
+            raise InputError("data.val_fraction and data.test_fraction leave nothing to train on")
+        self.augment = augment
+        self.n_workers = check_int("data.n_workers", n_workers, minimum=0)
+        self.seed = check_int("seed", seed, minimum=0)
+        self.n_stamps = n_stamps
+        self.simulation_seed = simulation_seed
+        self.progress = progress
+        self._labels: np.ndarray | None = None
+
+    def prepare_data(self) -> None:
+        """Draw the simulated stamps and pack the store, where that is not done yet."""
+        if self.n_stamps is not None:
+            simulate(
+                self.root,
+                n_stamps=self.n_stamps,
+                seed=self.simulation_seed,
+                size=self.size or DEFAULT_SIZE,
+                progress=self.progress,
+            )
+        self._open()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the store and split its rows by object."""
+        if not hasattr(self, "store"):
+            self.store = self._open()
+            self.train_rows, self.val_rows, self.test_rows = split_rows(
+                self.store.catalogue["object_id"].to_pylist(), self.val_fraction, self.test_fraction
+            )
+            if not (len(self.train_rows) and len(self.val_rows)):
+                raise InputError(
+                    f"{len(self.store)} stamps split into {len(self.train_rows)} for training and "
+                    f"{len(self.val_rows)} for validation; both need at least one: give more stamps "
+                    "or change data.val_fraction"
+                )
+
+    def _open(self) -> StampStore:
+        return open_or_pack(
+            self.root,
+            self.reader,
+            self.store_dir,
+            size=self.size,
+            normalizer=self.normalizer,
+            progress=self.progress,
+        )
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Label of each row of the store, shape (N,) of str; empty where unknown or not asked for."""
+        if self._labels is None:
+            catalogue = self.store.catalogue
+            labels = np.array(catalogue["label"].to_pylist(), dtype=object)
+            if self.labels_file is not None:
+                names = [catalogue[column].to_pylist() for column in ("id", "object_id", "source")]
+                labels = read_labels(self.labels_file, self.label_column, *names)
+            if self.classes is not None:
+                unknown = sorted(set(self.classes) - set(labels))
+                if unknown:
+                    raise InputError(
+                        f"data.classes names {', '.join(unknown)}, but the labels are "
+                        f"{', '.join(sorted(set(labels) - {''})) or 'all empty'}"
+                    )
+                labels[~np.isin(labels, self.classes)] = ""
+            self._labels = labels
+        return self._labels
+
+    def train_dataloader(self) -> StampLoader:
+        """Shuffled, augmented batches; goes on where a resumed run stopped."""
+        rank, n_ranks = self._ranks()
+        sampler = EpochSampler(
+            self.train_rows,
+            self.batch_size,
+            self.seed,
+            augment=self.augment,
+            rank=rank,
+            n_ranks=n_ranks,
+        )
+        if self.trainer is not None:
+            loop = self.trainer.fit_loop
+            done = loop.epoch_loop.batch_progress.current.processed
+            # a whole epoch done means that the next one starts at its beginning
+            epoch = loop.epoch_progress.current.processed
+            sampler.resume_at(epoch, done if done < len(sampler) else 0)
+        return self._loader(sampler)
+
+    def val_dataloader(self) -> StampLoader:
+        """Validation stamps in order, never augmented."""
+        return self._loader(InOrder(self.val_rows, self.batch_size, *self._ranks()))
+
+    def test_dataloader(self) -> StampLoader:
+        """Test stamps in order, never augmented."""
+        return self._loader(InOrder(self.test_rows, self.batch_size, *self._ranks()))
+
+    def predict_dataloader(self) -> StampLoader:
+        """Every stamp of the store in order, never augmented."""
+        return self._loader(InOrder(np.arange(len(self.store)), self.batch_size, *self._ranks()))
+
+    def in_order(self, rows: np.ndarray) -> StampLoader:
+        """Chosen rows of the store in order, unaugmented, all of them on every process."""
+        return self._loader(InOrder(rows, self.batch_size))
+
+    def _loader(self, sampler: EpochSampler | InOrder) -> StampLoader:
+        return StampLoader(StampDataset(self.store, self.normalizer), sampler, self.n_workers)
+
+    def _ranks(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+
+def split_rows(
+    object_ids: Sequence[str], val_fraction: float, test_fraction: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training, validation and test rows by a hash of the object's name.
+
+    An object stands on the same side in every run and every store, whatever stands beside it.
+
+    Returns
+    -------
+    tuple of ndarray, int64
+        Rows of each part, ascending.
+    """
+
+    def position(object_id: str) -> float:
+        digest = hashlib.blake2b(object_id.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") / 2**64
+
+    positions = np.array([position(object_id) for object_id in object_ids])
+    is_test = positions < test_fraction
+    is_val = ~is_test & (positions < test_fraction + val_fraction)
+    return np.flatnonzero(~is_test & ~is_val), np.flatnonzero(is_val), np.flatnonzero(is_test)
+
+
+def read_labels(
+    file: Path, label_column: str | None, ids: list[str], object_ids: list[str], sources: list[str]
+) -> np.ndarray:
+    """Label of each stamp from a CSV keyed by file or id.
+
+    Parameters
+    ----------
+    file : Path
+        CSV with a header: ``file`` (relative to the root, or its last part) or ``id`` (of the stamp
+        or of the object), and a column of labels.
+    label_column : str or None
+        Name of the latter; None: ``label``, or the only column whose name begins with it.
+    ids, object_ids, sources : list of str
+        Columns of the catalogue.
+
+    Returns
+    -------
+    ndarray, shape (N,), object
+        Labels, empty where the CSV has none.
+
+    Raises
+    ------
+    InputError
+        No such file or column, or no stamp that it names.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as handle:
+            rows = list(csv.DictReader(handle))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read data.labels={file}: {error}") from error
+    columns = list(rows[0]) if rows else []
+    candidates = [column for column in columns if column and column.startswith("label")]
+    if label_column is None:
+        label_column = "label" if "label" in candidates else (candidates or [None])[0]
+        if len(candidates) > 1 and label_column != "label":
+            label_column = None
+    key = next((name for name in ("file", "id") if name in columns), None)
+    if key is None or label_column not in columns:
+        raise InputError(
+            f"data.labels={file} has the columns {', '.join(map(str, columns)) or '(none)'}; it needs "
+            f"file or id, and {label_column or 'one label column: name it with data.label_column'}"
+        )
+    by_name = {row[key]: (row[label_column] or "").strip() for row in rows}
+    if key == "file":
+        files = [source.split("[")[0] for source in sources]
+        names = [[file, Path(file).name] for file in files]
+    else:
+        names = [list(pair) for pair in zip(ids, object_ids, strict=True)]
+    labels = [next((by_name[name] for name in each if name in by_name), "") for each in names]
+    n_found = sum(any(name in by_name for name in each) for each in names)
+    if n_found == 0:
+        raise InputError(
+            f"data.labels={file} names none of the {len(names)} stamps: its column {key!r} holds "
+            f"{next(iter(by_name), '')!r}, the stamps are called {names[0][0]!r}"
+        )
+    if n_found < len(names):
+        log.warning(
+            "data.labels=%s has no label for %d of %d stamps",
+            file,
+            len(names) - n_found,
+            len(names),
+        )
+    return np.array(labels, dtype=object)

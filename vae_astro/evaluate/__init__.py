@@ -1,0 +1,1 @@
+"""What a trained model says of every stamp, and how that compares with labels."""

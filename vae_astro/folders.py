@@ -1,0 +1,37 @@
+"""Where a run lives. Light: imported before anything heavy, while Hydra composes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+__all__ = ["register_resolvers", "run_folder_of"]
+
+
+def run_folder_of(checkpoint: str | Path) -> Path | None:
+    """The run folder that a run folder, its ``checkpoints`` or a checkpoint in it belongs to."""
+    path = Path(checkpoint)
+    if path.suffix == ".ckpt":
+        path = path.parent
+    if path.name == "checkpoints":
+        path = path.parent
+    return path if (path / "checkpoints").is_dir() else None
+
+
+def register_resolvers() -> None:
+    """Make ``${run_folder:...}`` and ``${hydra_folder:...}`` known to the configuration."""
+    started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+    def run_folder(resume: str | None) -> str:
+        resumed = run_folder_of(resume) if resume else None
+        return f"runs/{started}" if resumed is None else str(resumed)
+
+    def hydra_folder(resume: str | None) -> str:
+        # the record of the first start stays as it was
+        resumed = run_folder_of(resume) if resume else None
+        return ".hydra" if resumed is None else f".hydra/resumed_{started}"
+
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    OmegaConf.register_new_resolver("hydra_folder", hydra_folder, replace=True)

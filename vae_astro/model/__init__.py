@@ -1,0 +1,1 @@
+"""Plain torch modules: networks, posterior, prior, likelihoods. Nothing here knows of files."""

@@ -1,0 +1,159 @@
+"""The networks a user picks by name: an encoder, a decoder and how the code is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vae_astro.errors import InputError
+from vae_astro.model.decoders import ConvDecoder, LinearDecoder, QuestionDecoder
+from vae_astro.model.encoders import ConvEncoder, LinearEncoder, QuestionEncoder
+from vae_astro.model.posterior import DiagonalGaussian
+from vae_astro.settings import check_choice, check_int, check_number
+
+__all__ = ["NETWORKS", "Network", "conv", "linear", "question"]
+
+
+class Network(nn.Module):
+    """Encoder, decoder and the step between them.
+
+    Parameters
+    ----------
+    encoder : Module
+        (B, C, H, W) to `DiagonalGaussian`.
+    decoder : Module
+        (B, Z) to (B, C, H, W).
+    latent_dim : int
+        Z.
+    initialisation : {"default", "xavier"}
+        ``xavier``: Glorot-normal weights and zero biases in every dense and convolutional layer
+        (Glorot & Bengio 2010). ``default``: what each layer sets itself.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        latent_dim: int,
+        initialisation: str = "default",
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.latent_dim = latent_dim
+        if check_choice("model.initialisation", initialisation, ("default", "xavier")) == "xavier":
+            self.apply(_glorot_normal)
+
+    def encode(self, image: Tensor) -> DiagonalGaussian:
+        """Posterior of ``image`` (B, C, H, W), in float32 whatever the encoder computed in."""
+        posterior = self.encoder(image)
+        return DiagonalGaussian(posterior.mean.float(), posterior.log_var.float())
+
+    def sample(self, posterior: DiagonalGaussian, eps: Tensor) -> Tensor:
+        """Draw of the code from standard normal ``eps``, both (B, Z)."""
+        return posterior.sample(eps)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Location (B, C, H, W) of the pixel density, in float32."""
+        return self.decoder(z).float()
+
+
+class QuestionNetwork(Network):
+    """`Network` whose sampling can be wrong in the two ways of the question.
+
+    Parameters
+    ----------
+    eps_std : float
+        Standard deviation of the noise: 1, or 0.1 as asked.
+    exp_full_log_var : bool
+        Scale the noise by exp(log_var) where exp(0.5 log_var) is meant.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        latent_dim: int,
+        initialisation: str,
+        eps_std: float,
+        exp_full_log_var: bool,
+    ) -> None:
+        super().__init__(encoder, decoder, latent_dim, initialisation)
+        self.eps_std = eps_std
+        self.exp_full_log_var = exp_full_log_var
+
+    def sample(self, posterior: DiagonalGaussian, eps: Tensor) -> Tensor:
+        """As asked, or as meant: see the class."""
+        if self.exp_full_log_var:
+            return posterior.mean + torch.exp(posterior.log_var) * self.eps_std * eps
+        return posterior.sample(self.eps_std * eps)
+
+
+def linear(
+    *, n_bands: int, size: int, latent_dim: int = 16, initialisation: str = "default"
+) -> Network:
+    """Linear encoder and decoder: probabilistic PCA, for which collapse is known exactly."""
+    check_int("model.latent_dim", latent_dim, minimum=1)
+    return Network(
+        LinearEncoder(n_bands, size, latent_dim),
+        LinearDecoder(n_bands, size, latent_dim),
+        latent_dim,
+        initialisation,
+    )
+
+
+def conv(
+    *,
+    n_bands: int,
+    size: int,
+    latent_dim: int = 16,
+    width: int = 32,
+    initialisation: str = "default",
+) -> Network:
+    """The default: residual convolutions, 1.1 million parameters at width 32 and 63x63."""
+    check_int("model.latent_dim", latent_dim, minimum=1)
+    if check_int("model.width", width, minimum=8) % 8:
+        raise InputError(f"model.width must be a multiple of 8, got {width}")
+    return Network(
+        ConvEncoder(n_bands, size, latent_dim, width),
+        ConvDecoder(n_bands, size, latent_dim, width),
+        latent_dim,
+        initialisation,
+    )
+
+
+def question(
+    *,
+    n_bands: int,
+    size: int,
+    latent_dim: int = 16,
+    bottleneck_units: int = 128,
+    dying_bottleneck: bool = False,
+    softmax_output: bool = False,
+    eps_std: float = 1.0,
+    exp_full_log_var: bool = False,
+    initialisation: str = "xavier",
+) -> Network:
+    """The network of the question; every fault that lies in the network is a switch, off here."""
+    check_int("model.latent_dim", latent_dim, minimum=1)
+    check_int("model.bottleneck_units", bottleneck_units, minimum=1)
+    return QuestionNetwork(
+        QuestionEncoder(n_bands, size, latent_dim, bottleneck_units, dying_bottleneck),
+        QuestionDecoder(n_bands, size, latent_dim, softmax_output),
+        latent_dim,
+        initialisation,
+        check_number("model.eps_std", eps_std, minimum=0),
+        exp_full_log_var,
+    )
+
+
+NETWORKS: dict[str, Callable[..., Network]] = {"conv": conv, "linear": linear, "question": question}
+
+
+def _glorot_normal(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.xavier_normal_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

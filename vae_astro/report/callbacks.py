@@ -1,0 +1,146 @@
+"""Pictures in TensorBoard while a run learns, within a share of its time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+
+from vae_astro.collapse.monitor import CollapseMonitor
+from vae_astro.data.batches import Batch
+from vae_astro.report import figures
+from vae_astro.settings import check_int, check_number
+from vae_astro.vae import VAE
+
+__all__ = ["StampPanels", "draw_panels"]
+
+N_TRAVERSED = 8
+TRAVERSAL = np.linspace(-3, 3, 9)
+
+
+class StampPanels(Callback):
+    """Draws reconstructions, traversals, prior samples and KL per unit at validation.
+
+    After the first, a set of panels is drawn only if the time spent drawing stays within
+    ``time_share`` of the time spent training. The last set is always drawn, at the end.
+
+    Parameters
+    ----------
+    n_stamps : int
+        Validation stamps to show.
+    time_share : float
+        Between 0 and 1.
+    folder : Path, optional
+        Where the last set is written as PNG.
+    """
+
+    def __init__(
+        self, n_stamps: int = 8, time_share: float = 0.02, folder: Path | None = None
+    ) -> None:
+        self.n_stamps = check_int("callbacks.n_stamps", n_stamps, minimum=1)
+        self.time_share = check_number("callbacks.time_share", time_share, minimum=0, maximum=1)
+        self.folder = folder
+        self.seconds_spent = 0.0
+        self._seconds_last = 0.0
+        self._started = 0.0
+        self._shown: Batch | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._shown is None and trainer.is_global_zero:
+            self._shown = {name: value[: self.n_stamps] for name, value in batch.items()}
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        elapsed = time.perf_counter() - self._started
+        affordable = self.seconds_spent + self._seconds_last <= self.time_share * elapsed
+        if affordable and not trainer.sanity_checking and trainer.current_epoch:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, pl_module, self.folder)
+
+    def _draw(
+        self, trainer: Trainer, pl_module: LightningModule, folder: Path | None = None
+    ) -> None:
+        if self._shown is None or not trainer.is_global_zero:
+            return
+        began = time.perf_counter()
+        assert isinstance(pl_module, VAE)
+        monitors = [c for c in trainer.callbacks if isinstance(c, CollapseMonitor)]  # type: ignore[attr-defined]
+        panels = draw_panels(pl_module, self._shown, monitors[0] if monitors else None)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for name, figure in panels.items():
+                    logger.experiment.add_figure(name, figure, trainer.global_step)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, figure in panels.items():
+                figure.savefig(folder / f"{name}.png", dpi=110)
+        self._seconds_last = time.perf_counter() - began
+        self.seconds_spent += self._seconds_last
+
+
+@torch.no_grad()
+def draw_panels(vae: VAE, batch: Batch, monitor: CollapseMonitor | None) -> dict[str, Figure]:
+    """The panels of one model.
+
+    Parameters
+    ----------
+    vae : VAE
+        Left in the mode it was in; no random state is touched.
+    batch : dict
+        Stamps to show, on the model's device.
+    monitor : CollapseMonitor or None
+        History of the KL.
+
+    Returns
+    -------
+    dict of str to Figure
+        By name.
+    """
+    training = vae.training
+    vae.eval()
+    try:
+        posterior = vae.network.encode(batch["image"])
+        location = vae.decode(posterior.mean)
+        kl = vae.prior.kl_per_unit(posterior).mean(0).cpu()
+        units = kl.argsort(descending=True)[:N_TRAVERSED].tolist()
+        values = torch.as_tensor(TRAVERSAL, dtype=torch.float32, device=vae.device)
+        codes = posterior.mean[:1].repeat(len(units) * len(values), 1)
+        for row, unit in enumerate(units):
+            codes[row * len(values) : (row + 1) * len(values), unit] = values
+        decoded = vae.decode(codes)[:, 0].unflatten(0, (len(units), len(values)))
+        drawn = vae.sample(32)[:, 0]
+    finally:
+        vae.train(training)
+    image, mask, noise = (batch[name].cpu().numpy() for name in ("image", "mask", "noise"))
+    panels = {
+        "reconstructions": figures.reconstructions(
+            image, location.cpu().numpy(), noise, mask, vae.band_names
+        ),
+        "traversals": figures.traversals(
+            decoded.cpu().numpy(), units, [float(kl[unit]) for unit in units]
+        ),
+        "prior_samples": figures.stamp_sheet(
+            drawn, f"expected pixels of codes from the prior ({vae.band_names[0]})"
+        ),
+    }
+    if monitor is not None and monitor.steps:
+        panels["kl_per_unit"] = figures.kl_history(monitor.steps, np.array(monitor.kl_per_unit))
+    return panels

@@ -1,0 +1,176 @@
+"""Figures of stamps and latent units, for TensorBoard and for files.
+
+Stamps are drawn as the network sees them (normalised), origin at the bottom, all panels of a figure
+on one stated stretch. Residuals are in units of the pixel noise, on a diverging scale centred on
+zero. Nothing here touches pyplot's global state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = [
+    "image_grid",
+    "kl_history",
+    "reconstructions",
+    "stamp_sheet",
+    "traversals",
+]
+
+GAP = 2
+"""Pixels between stamps of a grid."""
+RESIDUAL_LIMIT = 5.0
+"""Ends of the residual scale, in units of the noise."""
+
+
+def image_grid(images: np.ndarray, n_columns: int, blank: float = np.nan) -> np.ndarray:
+    """Stamps side by side as one picture: one draw call instead of many.
+
+    Parameters
+    ----------
+    images : ndarray, shape (N, H, W)
+        Drawn row by row from the top; a stamp's own first row stays at its bottom.
+    n_columns : int
+        Stamps in a row.
+    blank : float
+        Value of the gaps.
+
+    Returns
+    -------
+    ndarray, shape (rows, columns)
+        For ``imshow(..., origin="lower")``.
+    """
+    n, height, width = images.shape
+    n_rows = -(-n // n_columns)
+    grid = np.full((n_rows * (height + GAP) - GAP, n_columns * (width + GAP) - GAP), blank)
+    for k, image in enumerate(images):
+        row, column = n_rows - 1 - k // n_columns, k % n_columns
+        bottom, left = row * (height + GAP), column * (width + GAP)
+        grid[bottom : bottom + height, left : left + width] = image
+    return grid
+
+
+def reconstructions(
+    image: np.ndarray,
+    location: np.ndarray,
+    noise: np.ndarray,
+    mask: np.ndarray,
+    band_names: Sequence[str],
+) -> Figure:
+    """Stamps above what the model makes of them and the residuals, band by band.
+
+    Parameters
+    ----------
+    image, location, noise : ndarray, shape (N, C, H, W)
+        Normalised stamps, expected pixels, pixel noise.
+    mask : ndarray, shape (N, C, H, W), bool
+        True where good; the rest is drawn blank.
+    band_names : sequence of str, length C
+    """
+    n, n_bands = image.shape[:2]
+    figure = Figure(figsize=(1.05 * n + 1.4, 3.4 * n_bands + 0.6), layout="constrained")
+    axes = figure.subplots(3 * n_bands, 1, squeeze=False)[:, 0]
+    for band, name in enumerate(band_names):
+        seen = np.where(mask[:, band], image[:, band], np.nan)
+        low, high = _limits(seen)
+        residual = np.where(mask[:, band], (image - location)[:, band] / noise[:, band], np.nan)
+        rows = axes[3 * band : 3 * band + 3]
+        sky = _show(rows[0], image_grid(seen, n), f"{name}\nstamp", "viridis", low, high)
+        _show(rows[1], image_grid(location[:, band], n), "model", "viridis", low, high)
+        off = _show(
+            rows[2], image_grid(residual, n), "residual", "RdBu_r", -RESIDUAL_LIMIT, RESIDUAL_LIMIT
+        )
+        figure.colorbar(sky, ax=list(rows[:2]), label="normalised", pad=0.01)
+        figure.colorbar(off, ax=rows[2], label="/ noise", pad=0.01)
+    return figure
+
+
+def traversals(decoded: np.ndarray, units: Sequence[int], kl_nats: Sequence[float]) -> Figure:
+    """What each latent unit does: its code moved from -3 to 3, the others held.
+
+    Parameters
+    ----------
+    decoded : ndarray, shape (U, S, H, W)
+        Expected pixels of one band, for U units at S values.
+    units : sequence of int, length U
+        Which latent units.
+    kl_nats : sequence of float, length U
+        Their mean KL.
+    """
+    n_units, n_steps = decoded.shape[:2]
+    low, high = _limits(decoded)
+    figure = Figure(figsize=(0.9 * n_steps + 1.9, 0.92 * n_units + 0.9), layout="constrained")
+    axes = figure.subplots(n_units, 1, squeeze=False)[:, 0]
+    for ax, images, unit, kl in zip(axes, decoded, units, kl_nats, strict=True):
+        picture = _show(
+            ax, image_grid(images, n_steps), f"unit {unit}\n{kl:.2f} nats", "viridis", low, high
+        )
+    figure.colorbar(picture, ax=list(axes), label="normalised", pad=0.01)
+    figure.suptitle("latent units from -3 to 3, strongest first, the others at a stamp's mean")
+    return figure
+
+
+def stamp_sheet(images: np.ndarray, title: str, n_columns: int = 8) -> Figure:
+    """A sheet of stamps of one band, (N, H, W), normalised."""
+    low, high = _limits(images)
+    n_rows = -(-len(images) // n_columns)
+    figure = Figure(figsize=(0.95 * n_columns + 1.1, 0.95 * n_rows + 0.5), layout="constrained")
+    ax = figure.subplots()
+    picture = _show(ax, image_grid(images, n_columns), "", "viridis", low, high)
+    figure.colorbar(picture, ax=ax, label="normalised", pad=0.01)
+    figure.suptitle(title)
+    return figure
+
+
+def kl_history(steps: Sequence[int], kl_per_unit: np.ndarray) -> Figure:
+    """KL of every latent unit over training, strongest at the top.
+
+    Parameters
+    ----------
+    steps : sequence of int, length T
+        Optimiser steps.
+    kl_per_unit : ndarray, shape (T, Z)
+        In nats.
+    """
+    order = np.argsort(kl_per_unit[-1])
+    figure = Figure(figsize=(7, 0.16 * kl_per_unit.shape[1] + 2), layout="constrained")
+    ax = figure.subplots()
+    picture = ax.pcolormesh(
+        np.arange(len(steps) + 1),
+        np.arange(kl_per_unit.shape[1] + 1),
+        kl_per_unit[:, order].T,
+        cmap="magma",
+        vmin=0,
+    )
+    ticks = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 8)).astype(int))
+    ax.set_xticks(ticks + 0.5, [str(steps[tick]) for tick in ticks])
+    ax.set_yticks(np.arange(len(order)) + 0.5, [str(unit) for unit in order], fontsize=7)
+    ax.set_xlabel("optimiser step")
+    ax.set_ylabel("latent unit")
+    figure.colorbar(picture, ax=ax, label="KL from the prior [nats]", pad=0.01)
+    return figure
+
+
+def _show(ax: Axes, grid: np.ndarray, label: str, cmap: str, low: float, high: float) -> object:
+    picture = ax.imshow(
+        grid, origin="lower", cmap=cmap, vmin=low, vmax=high, interpolation="nearest"
+    )
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_ylabel(label, rotation=0, ha="right", va="center")
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    return picture
+
+
+def _limits(images: np.ndarray) -> tuple[float, float]:
+    """One stretch for a figure: all but the faintest and brightest half per cent."""
+    finite = images[np.isfinite(images)]
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = np.percentile(finite, [0.5, 99.5])
+    return float(low), float(high if high > low else low + 1)

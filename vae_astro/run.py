@@ -1,0 +1,394 @@
+"""From a composed configuration to a trained, judged model in a run folder.
+
+The only place where configuration becomes Python. ``train_command`` is what ``train.py`` calls.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning import Callback, Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vae_astro.checkpoint import (
+    LastCheckpoint,
+    RandomState,
+    find_checkpoint,
+    load_checkpoint,
+    refuse_other_shapes,
+    warm_start,
+)
+from vae_astro.collapse.monitor import CollapseMonitor
+from vae_astro.collapse.verdict import CollapseVerdict, judge
+from vae_astro.data.datamodule import StampDataModule
+from vae_astro.errors import InputError
+from vae_astro.evaluate.clusters import ClusterScores, kmeans_scores, pca_codes
+from vae_astro.evaluate.survey import StampTable, survey
+from vae_astro.report.callbacks import StampPanels
+from vae_astro.settings import check_int
+from vae_astro.vae import VAE
+
+__all__ = ["RunResult", "train", "train_command"]
+
+MAX_SCORED = 20_000
+"""Stamps that clusters are scored on, so that the baseline's images fit in memory."""
+
+log = logging.getLogger(__name__)
+
+
+def train_command(cfg: DictConfig) -> float:
+    """Run ``train.py``; a user's mistake ends in one line and exit status 2.
+
+    Returns
+    -------
+    float
+        Validation ELBO at beta = 1, in nats per stamp, for hyper-parameter searches.
+    """
+    try:
+        with warnings.catch_warnings():
+            _quieten()
+            settings = run_settings(cfg)
+            run_dir = Path(HydraConfig.get().runtime.output_dir)
+            return train(settings, run_dir).metrics["val"]["elbo_nats"]
+    except (InputError, OmegaConfBaseException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        log.error("%s", error)
+        sys.exit(2)
+
+
+def run_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Plain settings of this run: the composed ones, or those of the run that is resumed.
+
+    A resumed run keeps its own settings; what is given on the command line now replaces them,
+    whole groups (``trainer=cpu``) or single values.
+    """
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    if not cfg.resume:
+        return settings  # type: ignore[return-value]
+    saved = load_checkpoint(find_checkpoint("resume", cfg.resume))["vae_astro"]["settings"]
+    if saved is None:
+        raise InputError(f"resume={cfg.resume} was not made by train.py; use init_from=")
+    resumed = OmegaConf.create(saved)
+    for override in HydraConfig.get().overrides.task:
+        key = re.sub(r"@.*", "", override.split("=")[0].lstrip("+~")).replace("/", ".")
+        if key in ("experiment", "debug"):
+            raise InputError(
+                f"{override} cannot be combined with resume=; give single values instead"
+            )
+        OmegaConf.update(resumed, key, OmegaConf.select(cfg, key), merge=False)
+    resumed.resume = cfg.resume
+    return OmegaConf.to_container(resumed, resolve=True)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes
+    ----------
+    vae : VAE
+        With the weights of the best checkpoint.
+    metrics : dict
+        What ``metrics.json`` holds.
+    run_dir : Path
+    """
+
+    vae: VAE
+    metrics: dict[str, Any]
+    run_dir: Path
+
+
+def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
+    """Read, train, judge and write down.
+
+    Parameters
+    ----------
+    settings : dict
+        The groups and keys of ``conf/config.yaml``, as plain Python.
+    run_dir : Path
+        Run folder.
+
+    Raises
+    ------
+    InputError
+        A mistake in the settings or the data, before any training starts where possible.
+    """
+    began = time.perf_counter()
+    seed_everything(check_int("seed", settings["seed"], minimum=0), workers=True, verbose=False)
+    # what is wrong with the trainer or the model should not wait for the data to be read
+    monitor, callbacks = _callbacks(settings["callbacks"], run_dir)
+    trainer = _trainer(settings, run_dir, callbacks)
+    resume = find_checkpoint("resume", settings["resume"]) if settings["resume"] else None
+    datamodule = StampDataModule(
+        **settings["data"],
+        seed=settings["seed"],
+        progress=settings["callbacks"]["progress"] and trainer.is_global_zero,
+    )
+    _vae(settings, stamp_shape=(1, 64, 64), band_names=None)
+    datamodule.prepare_data()
+    datamodule.setup()
+    vae = _vae(settings, datamodule.store.stamp_shape, datamodule.store.band_names)
+    labels = datamodule.labels  # an unusable label file is refused now
+    _say_what_is_trained(vae, datamodule, trainer)
+    if settings["init_from"]:
+        started_from = warm_start(vae, find_checkpoint("init_from", settings["init_from"]))
+        log.info("init_from: %d weight tensors taken over", started_from.taken)
+        for line in started_from.lines():
+            log.warning("init_from: %s", line)
+    if resume is not None:
+        refuse_other_shapes(vae, resume)
+
+    fit_began = time.perf_counter()
+    n_steps_before = load_checkpoint(resume)["global_step"] if resume else 0
+    trainer.fit(vae, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    seconds_fit = time.perf_counter() - fit_began
+    # the step count is that of the whole run, the time only of this part of it
+    n_stamps_seen = (trainer.global_step - n_steps_before) * _global_batch_size(trainer, datamodule)
+
+    best = run_dir / "checkpoints" / "best.ckpt"
+    if best.exists():
+        vae.load_state_dict(load_checkpoint(best)["state_dict"])
+    vae.to(trainer.strategy.root_device)
+    metrics: dict[str, Any] = {}
+    if trainer.is_global_zero:
+        table = survey(vae, datamodule.in_order(np.arange(len(datamodule.store))))
+        held_out = table.rows(datamodule.val_rows)
+        verdict = judge(held_out.mean, held_out.kl_per_unit)
+        classes = _score_classes(table, labels, datamodule)
+        timing = {
+            "seconds_total": time.perf_counter() - began,
+            "seconds_fit": seconds_fit,
+            "train_stamps_per_second": n_stamps_seen / seconds_fit,
+        }
+        metrics = _metrics(held_out, verdict, classes, datamodule, timing)
+        _write_json(run_dir / "metrics.json", metrics)
+        _log_hyperparameters(trainer, settings, metrics)
+        _report(metrics, verdict, run_dir)
+    return RunResult(vae, metrics, run_dir)
+
+
+def _vae(
+    settings: dict[str, Any], stamp_shape: tuple[int, int, int], band_names: tuple[str, ...] | None
+) -> VAE:
+    vae = VAE(
+        list(stamp_shape),
+        model=settings["model"],
+        likelihood=settings["likelihood"],
+        prior=settings["prior"],
+        beta=settings["beta"],
+        optim=settings["optim"],
+        normalize=settings["data"]["normalize"],
+        band_names=None if band_names is None else list(band_names),
+        log_every_n_steps=settings["log_every_n_steps"],
+    )
+    vae.run_settings = settings
+    return vae
+
+
+def _callbacks(settings: dict[str, Any], run_dir: Path) -> tuple[CollapseMonitor, list[Callback]]:
+    monitor = CollapseMonitor()
+    checkpoints = run_dir / "checkpoints"
+    callbacks: list[Callback] = [
+        monitor,
+        StampPanels(settings["n_stamps"], settings["time_share"], run_dir / "figures"),
+        RandomState(),
+        LastCheckpoint(checkpoints, settings["save_every_n_steps"]),
+        ModelCheckpoint(
+            checkpoints,
+            filename="best",
+            monitor="val/elbo_nats",
+            mode="max",
+            enable_version_counter=False,
+        ),
+    ]
+    if settings["progress"]:
+        # a terminal is redrawn often, a batch log gets a line now and then
+        callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50))
+    return monitor, callbacks
+
+
+def _trainer(settings: dict[str, Any], run_dir: Path, callbacks: list[Callback]) -> Trainer:
+    options = dict(settings["trainer"])
+    check_int("trainer.max_epochs", options["max_epochs"], minimum=1)
+    try:
+        return Trainer(
+            **options,
+            callbacks=callbacks,
+            logger=TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False),
+            default_root_dir=run_dir,
+            enable_progress_bar=settings["callbacks"]["progress"],
+            enable_model_summary=False,
+            log_every_n_steps=1,  # the model itself decides at which steps it logs
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the sampler shares out the stamps itself
+        )
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"trainer.accelerator={options.get('accelerator')} with the other trainer settings does "
+            f"not work on this machine: {reason}. trainer=auto takes what there is; trainer=cpu "
+            "always works"
+        ) from error
+
+
+def _global_batch_size(trainer: Trainer, datamodule: StampDataModule) -> int:
+    per_rank = min(datamodule.batch_size, len(datamodule.train_rows) // trainer.world_size)
+    return per_rank * trainer.world_size
+
+
+def _say_what_is_trained(vae: VAE, datamodule: StampDataModule, trainer: Trainer) -> None:
+    n_bands, height, width = vae.stamp_shape
+    log.info(
+        "stamps: %d for training, %d for validation, %d for test, %d set aside; %dx%d, %s (%s)",
+        len(datamodule.train_rows),
+        len(datamodule.val_rows),
+        len(datamodule.test_rows),
+        datamodule.store.n_rejected,
+        height,
+        width,
+        f"{n_bands} bands" if n_bands > 1 else "1 band",
+        ", ".join(vae.band_names),
+    )
+    log.info(
+        "model: %s, %d latent units, %.2f million parameters, on %s (%s)",
+        vae.hparams["model"]["name"],
+        vae.latent_dim,
+        sum(parameter.numel() for parameter in vae.parameters()) / 1e6,
+        trainer.strategy.root_device,
+        trainer.precision,
+    )
+
+
+def _score_classes(
+    table: StampTable, labels: np.ndarray, datamodule: StampDataModule
+) -> dict[str, Any]:
+    labelled = np.flatnonzero(labels != "")
+    if len(labelled) > MAX_SCORED:
+        labelled = np.sort(np.random.default_rng(0).choice(labelled, MAX_SCORED, replace=False))
+    latent = pca = None
+    if len(set(labels[labelled])) >= 2:
+        latent = kmeans_scores(table.mean[labelled], labels[labelled])
+        images = np.concatenate(
+            [batch["image"].flatten(1).numpy() for batch in datamodule.in_order(labelled)]
+        )
+        pca = kmeans_scores(pca_codes(images), labels[labelled])
+
+    def figure(scores: ClusterScores | None, name: str) -> Any:
+        return None if scores is None else getattr(scores, name)
+
+    return {
+        "n_classes": figure(latent, "n_classes"),
+        "n_labelled": figure(latent, "n_labelled"),
+        "nmi": figure(latent, "nmi"),
+        "ari": figure(latent, "ari"),
+        "nmi_pca": figure(pca, "nmi"),
+        "ari_pca": figure(pca, "ari"),
+    }
+
+
+def _metrics(
+    held_out: StampTable,
+    verdict: CollapseVerdict,
+    classes: dict[str, Any],
+    datamodule: StampDataModule,
+    timing: dict[str, float],
+) -> dict[str, Any]:
+    reconstruction = float(held_out.reconstruction_nats.mean(dtype=np.float64))
+    return {
+        "val": {
+            "elbo_nats": reconstruction - verdict.kl_nats,
+            "reconstruction_nats": reconstruction,
+            "kl_nats": verdict.kl_nats,
+            "chi2_per_pixel": float(np.median(held_out.chi2_per_pixel)),
+        },
+        "collapse": {
+            "verdict": verdict.verdict,
+            "active_units": verdict.active_units,
+            "latent_dim": verdict.latent_dim,
+            "kl_per_unit_nats": list(verdict.kl_per_unit_nats),
+            "mutual_information_nats": None,
+            "forecast": None,
+        },
+        "classes": classes,
+        "data": {
+            "n_train": len(datamodule.train_rows),
+            "n_val": len(datamodule.val_rows),
+            "n_test": len(datamodule.test_rows),
+            "n_rejected": datamodule.store.n_rejected,
+        },
+        "timing": timing,
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
+
+
+def _log_hyperparameters(
+    trainer: Trainer, settings: dict[str, Any], metrics: dict[str, Any]
+) -> None:
+    parts = ("model", "likelihood", "beta", "optim")
+    chosen = {f"{part}.{key}": value for part in parts for key, value in settings[part].items()}
+    chosen |= {"seed": settings["seed"], "data.batch_size": settings["data"]["batch_size"]}
+    final = {f"final/{name}": value for name, value in metrics["val"].items()}
+    final["final/active_units"] = metrics["collapse"]["active_units"]
+    if metrics["classes"]["nmi"] is not None:
+        final["final/nmi"] = metrics["classes"]["nmi"]
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(chosen, final, trainer.global_step)
+            logger.finalize("success")
+
+
+def _report(metrics: dict[str, Any], verdict: CollapseVerdict, run_dir: Path) -> None:
+    val, classes = metrics["val"], metrics["classes"]
+    shown = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
+    lines = [
+        "",
+        f"ELBO at beta = 1   {val['elbo_nats']:.1f} nats per stamp "
+        f"(reconstruction {val['reconstruction_nats']:.1f}, KL {val['kl_nats']:.2f})",
+        f"active units       {verdict.active_units} of {verdict.latent_dim}",
+        f"chi2 per pixel     {val['chi2_per_pixel']:.3f} (median over validation stamps)",
+    ]
+    if classes["nmi"] is not None:
+        lines.append(
+            f"k-means NMI        {classes['nmi']:.3f} on the latents, {classes['nmi_pca']:.3f} on "
+            f"PCA(16) ({classes['n_labelled']} stamps of {classes['n_classes']} classes)"
+        )
+    lines += [
+        f"verdict            {verdict.sentence}",
+        f"best checkpoint    {shown}/checkpoints/best.ckpt",
+        f"pictures           {shown}/figures",
+        "next               tensorboard --logdir runs",
+        f"                   python train.py init_from={shown}   (start another run from these weights)",
+    ]
+    log.info("%s", "\n".join(lines))
+
+
+def _quieten() -> None:
+    """Advice of Lightning that does not apply: batches are gathered whole, in the main process."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*Trying to infer the `batch_size`.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    torch.set_float32_matmul_precision("high")

@@ -1,0 +1,368 @@
+"""The variational autoencoder: encoder, reparameterization, decoder and the beta-scheduled ELBO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+import vae_astro
+from vae_astro.data.batches import Batch
+from vae_astro.data.normalize import NormalizedStamps, Normalizer
+from vae_astro.data.stamp import SMALLEST_STAMP, fit_to_size
+from vae_astro.errors import InputError
+from vae_astro.model.likelihoods import LIKELIHOODS
+from vae_astro.model.networks import NETWORKS
+from vae_astro.model.posterior import DiagonalGaussian
+from vae_astro.model.priors import PRIORS
+from vae_astro.objective.beta import SCHEDULES, RatePenalty, Schedule
+from vae_astro.objective.elbo import Elbo
+from vae_astro.settings import build, check_choice, check_int, check_number
+
+__all__ = ["VAE", "StampScores"]
+
+CHECKPOINT_FORMAT = 1
+EVALUATION_SEED = 20_260
+
+
+@dataclass(frozen=True)
+class StampScores:
+    """What the model says of each stamp of a batch, at beta = 1.
+
+    Attributes
+    ----------
+    posterior : DiagonalGaussian
+        Mean and log-variance, (B, Z).
+    elbo : Elbo
+        Log-density of the pixels at one posterior sample, and KL per unit, in nats.
+    location : Tensor, shape (B, C, H, W)
+        Expected pixels at the posterior mean, normalised.
+    chi2_per_pixel : Tensor, shape (B,)
+        Mean over the good pixels of the squared residual at the posterior mean, in units of the
+        propagated pixel noise: near 1 where the stamp is explained down to its noise.
+    """
+
+    posterior: DiagonalGaussian
+    elbo: Elbo
+    location: Tensor
+    chi2_per_pixel: Tensor
+
+
+class VAE(LightningModule):
+    """A VAE for stamps, trained on a bound in nats per stamp.
+
+    Every argument is plain Python, so that a checkpoint rebuilds the model by itself under
+    ``weights_only=True``.
+
+    Parameters
+    ----------
+    stamp_shape : sequence of int
+        C, H, W; H = W, at least 16.
+    model, likelihood, prior, beta, optim : mapping, optional
+        ``name`` and settings of each part: the groups of ``conf/``.
+    normalize : mapping, optional
+        Settings of `Normalizer`, for raw stamps given to `embed` and the like.
+    band_names : sequence of str, optional
+        One for each band.
+    log_every_n_steps : int
+        How often training scalars are logged.
+
+    Raises
+    ------
+    InputError
+        A setting that is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        stamp_shape: Sequence[int],
+        *,
+        model: Mapping[str, Any] | None = None,
+        likelihood: Mapping[str, Any] | None = None,
+        prior: Mapping[str, Any] | None = None,
+        beta: Mapping[str, Any] | None = None,
+        optim: Mapping[str, Any] | None = None,
+        normalize: Mapping[str, Any] | None = None,
+        band_names: Sequence[str] | None = None,
+        log_every_n_steps: int = 20,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        n_bands, height, width = (int(n) for n in stamp_shape)
+        if height != width or height < SMALLEST_STAMP:
+            raise InputError(
+                f"stamps are {height}x{width}; they must be square and at least {SMALLEST_STAMP} "
+                "pixels wide: set data.size"
+            )
+        self.stamp_shape = (n_bands, height, width)
+        self.band_names = list(band_names or (f"band{band}" for band in range(n_bands)))
+        self.normalizer = Normalizer(**(normalize or {}))
+        self.network = build(
+            "model", NETWORKS, model or {"name": "conv"}, n_bands=n_bands, size=height
+        )
+        self.latent_dim = self.network.latent_dim
+        self.likelihood = build(
+            "likelihood", LIKELIHOODS, likelihood or {"name": "sigma"}, n_bands=n_bands
+        )
+        self.prior = build(
+            "prior", PRIORS, prior or {"name": "standard"}, latent_dim=self.latent_dim
+        )
+        self.beta_settings = dict(beta or {"name": "linear"})
+        self._schedule(total_steps=1)  # refuse bad settings now, not after the data is read
+        self.optim = _Optim(**(optim or {}))
+        self.log_every_n_steps = check_int("log_every_n_steps", log_every_n_steps, minimum=1)
+        self.total_steps: int | None = None
+        """Length of the run that the schedules were made for, in optimiser steps."""
+        self.run_settings: dict[str, Any] | None = None
+        """What the run was composed of, in plain Python; travels in the checkpoint."""
+
+    # -- the model ---------------------------------------------------------------------------
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Expected pixels (B, C, H, W) at the posterior mean of ``image``, both normalised."""
+        return self.decode(self.network.encode(image).mean)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Expected pixels (B, C, H, W) of code ``z`` (B, Z), normalised."""
+        return self.likelihood.location(self.network.decode(z))
+
+    def score(self, batch: Batch, eps: Tensor) -> StampScores:
+        """Judge a batch without gradients; ``eps`` (B, Z) is standard normal noise."""
+        image, mask, noise = batch["image"], batch["mask"], batch["noise"]
+        posterior = self.network.encode(image)
+        output = self.network.decode(self.network.sample(posterior, eps))
+        elbo = Elbo(
+            self.likelihood.log_prob(image, output, mask, noise), self.prior.kl_per_unit(posterior)
+        )
+        location = self.decode(posterior.mean)
+        chi2 = ((image - location) / noise).square().where(mask, image.new_zeros(()))
+        n_good = mask.flatten(1).sum(1).clamp(min=1)
+        return StampScores(posterior, elbo, location, chi2.flatten(1).sum(1) / n_good)
+
+    # -- training ----------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch: minus the ELBO, with the KL weighted by the schedule."""
+        image, mask, noise = batch["image"], batch["mask"], batch["noise"]
+        posterior = self.network.encode(image)
+        z = self.network.sample(posterior, torch.randn_like(posterior.mean))
+        output = self.network.decode(z)
+        self.likelihood.observe(image, output.detach(), mask, noise)
+        elbo = Elbo(
+            self.likelihood.training_term(image, output, mask, noise),
+            self.prior.kl_per_unit(posterior),
+        )
+        penalty = self.penalty(self.global_step)
+        loss = elbo.loss(penalty)
+        # logging costs about a millisecond a call: not at every step
+        if self.global_step % self.log_every_n_steps == 0:
+            self._log_step(loss, elbo, penalty)
+        return loss
+
+    def penalty(self, step: int) -> RatePenalty:
+        """What the KL costs at optimiser step ``step``, the likelihood's own weight included."""
+        penalty = self.schedule(step)
+        return replace(penalty, beta=penalty.beta * self.likelihood.kl_weight)
+
+    def _log_step(self, loss: Tensor, elbo: Elbo, penalty: RatePenalty) -> None:
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss.item()} at step {self.global_step} (reconstruction "
+                f"{elbo.reconstruction.mean().item():g}, KL {elbo.kl.mean().item():g} nats); lower "
+                "optim.lr, or look for extreme pixels and set data.normalize.saturation"
+            )
+        learned = {
+            f"likelihood/{name}_{band}": value
+            for name, values in self.likelihood.describe().items()
+            for band, value in zip(self.band_names, values, strict=True)
+        }
+        self.log_dict(
+            {
+                "train/loss": loss,
+                "train/reconstruction": elbo.reconstruction.mean(),
+                "train/kl_nats": elbo.kl.mean(),
+                **learned,
+            }
+        )
+        self.log("beta", penalty.beta, prog_bar=True)
+        if penalty.capacity_nats is not None:
+            self.log("capacity_nats", penalty.capacity_nats)
+
+    def on_validation_epoch_start(self) -> None:
+        self._noise = self.evaluation_noise()
+        self._val_scores: list[Tensor] = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> StampScores:
+        """Scores at beta = 1 with the same noise at every epoch, so that epochs compare."""
+        scores = self.score(batch, self._draw(self._noise, len(batch["index"])))
+        self._val_scores.append(
+            torch.stack([scores.elbo.reconstruction, scores.elbo.kl, scores.chi2_per_pixel], dim=1)
+        )
+        return scores
+
+    def on_validation_epoch_end(self) -> None:
+        scores = torch.cat(self._val_scores)
+        self._val_scores.clear()
+        reconstruction, kl, _ = scores.mean(0)
+        self.log_dict(
+            {
+                "val/elbo_nats": reconstruction - kl,
+                "val/reconstruction_nats": reconstruction,
+                "val/kl_nats": kl,
+                "val/chi2_per_pixel": scores[:, 2].median(),
+            },
+            sync_dist=True,
+        )
+
+    def configure_optimizers(self) -> Any:
+        """Adam or AdamW, with the learning rate as a pure function of the step."""
+        optimizer = self.optim.optimizer(self)
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.optim.factor(step, total_steps)
+        )
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    def on_train_start(self) -> None:
+        # a resumed run keeps the schedule it was started with, however long it is made
+        if self.total_steps is None:
+            self.total_steps = int(self.trainer.estimated_stepping_batches)
+        self.schedule = self._schedule(self.total_steps)
+
+    def _schedule(self, total_steps: int) -> Schedule:
+        # constant takes no length
+        return build("beta", SCHEDULES, self.beta_settings, total_steps=total_steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vae_astro"] = {
+            "format": CHECKPOINT_FORMAT,
+            "version": vae_astro.__version__,
+            "total_steps": self.total_steps,
+            "settings": self.run_settings,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.total_steps = checkpoint["vae_astro"]["total_steps"]
+
+    # -- use ---------------------------------------------------------------------------------
+
+    def embed(self, raw: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """Posterior means of raw stamps.
+
+        Parameters
+        ----------
+        raw : ndarray, shape (N, C, H, W), or (N, H, W) with one band, or a single stamp
+            Pixels as the file holds them, any dtype and byte order; NaN is masked. Another size
+            than the model's is centre-cropped or padded.
+        batch_size : int
+            Stamps at a time.
+
+        Returns
+        -------
+        ndarray, shape (N, Z), float32
+
+        Raises
+        ------
+        InputError
+            Another number of bands or of axes.
+        """
+        means = [
+            self.network.encode(stamps.image).mean for stamps in self._batches(raw, batch_size)
+        ]
+        return torch.cat(means).cpu().numpy()
+
+    def reconstruct(self, raw: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """What the model makes of raw stamps, shape (N, C, H, W), in their own units.
+
+        Parameters and errors are those of `embed`.
+        """
+        made = [
+            self.normalizer.invert(self(stamps.image), stamps.scale)
+            for stamps in self._batches(raw, batch_size)
+        ]
+        return torch.cat(made).cpu().numpy()
+
+    @torch.inference_mode()
+    def sample(self, n: int, seed: int = 0) -> np.ndarray:
+        """Expected pixels of ``n`` codes from the prior, shape (n, C, H, W), normalised."""
+        z = self.prior.sample(n, torch.Generator().manual_seed(seed))
+        return self.eval().decode(z.to(self.device)).cpu().numpy()
+
+    @torch.inference_mode()
+    def score_all(self, loader: Iterator[Batch] | Any) -> Iterator[tuple[Batch, StampScores]]:
+        """`score` each batch of ``loader`` on this model's device, with the fixed evaluation noise."""
+        self.eval()
+        noise = self.evaluation_noise()
+        for batch in loader:
+            here = {name: value.to(self.device) for name, value in batch.items()}
+            yield here, self.score(here, self._draw(noise, len(batch["index"])))
+
+    def evaluation_noise(self) -> torch.Generator:
+        """A fresh generator of the noise that evaluation always uses; the global one stays put."""
+        return torch.Generator().manual_seed(EVALUATION_SEED)
+
+    def _draw(self, noise: torch.Generator, n: int) -> Tensor:
+        # drawn on the CPU: the same numbers on every device
+        return torch.randn(n, self.latent_dim, generator=noise).to(self.device)
+
+    def _batches(self, raw: np.ndarray, batch_size: int) -> Iterator[NormalizedStamps]:
+        stamps = self._as_stamps(raw)
+        self.eval()
+        for first in range(0, len(stamps), check_int("batch_size", batch_size, minimum=1)):
+            # float32 and native byte order: torch refuses the big-endian arrays of FITS
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is masked
+                chunk = stamps[first : first + batch_size].astype(np.float32)
+            fitted = fit_to_size(chunk, self.stamp_shape[1])
+            with torch.inference_mode():
+                yield self.normalizer(torch.from_numpy(fitted).to(self.device))
+
+    def _as_stamps(self, raw: np.ndarray) -> np.ndarray:
+        raw = np.asarray(raw)
+        n_bands = self.stamp_shape[0]
+        given = raw.shape
+        if raw.ndim == 2 or (raw.ndim == 3 and n_bands > 1):
+            raw = raw[None]
+        if raw.ndim == 3:
+            raw = raw[:, None]
+        if raw.ndim != 4 or raw.shape[1] != n_bands or not len(raw):
+            raise InputError(
+                f"stamps have shape {given}; this model takes (N, {n_bands}, H, W) with the bands "
+                f"{', '.join(self.band_names)}"
+            )
+        return raw
+
+
+@dataclass(frozen=True)
+class _Optim:
+    """The optimiser and its learning rate; keys of the config group ``optim``."""
+
+    name: str = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup_steps: int = 100
+
+    def __post_init__(self) -> None:
+        check_choice("optim.name", self.name, ("adam", "adamw"))
+        check_number("optim.lr", self.lr, above=0)
+        check_number("optim.weight_decay", self.weight_decay, minimum=0)
+        check_choice("optim.schedule", self.schedule, ("constant", "cosine"))
+        check_int("optim.warmup_steps", self.warmup_steps, minimum=0)
+
+    def optimizer(self, module: torch.nn.Module) -> torch.optim.Optimizer:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name]
+        return kind(module.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True)
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """Share of ``lr`` at ``step``: a linear warm-up, then half a cosine to 1 % (or flat)."""
+        rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        if self.schedule == "constant":
+            return rise
+        progress = min(step / max(total_steps, 1), 1.0)
+        return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
