@@ -204,8 +204,8 @@ class RandomState(Callback):
 class LastCheckpoint(Callback):
     """Keeps ``last.ckpt`` up to date, and leaves it exact when the run is interrupted.
 
-    Saved after every epoch (validation included), every ``every_n_steps`` optimiser steps, and on
-    Ctrl-C or SIGTERM at the end of the step that was under way, so that a resumed run neither
+    Saved after every validation, every ``every_n_steps`` optimiser steps, at the end of the run, and
+    on Ctrl-C or SIGTERM at the end of the step that was under way, so that a resumed run neither
     replays nor skips a stamp. A second Ctrl-C stops at once.
 
     Parameters
@@ -251,7 +251,10 @@ class LastCheckpoint(Callback):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer)
+        n_epochs = trainer.current_epoch + 1
+        validated = n_epochs % (trainer.check_val_every_n_epoch or 1) == 0
+        if self._interrupted or validated or n_epochs == trainer.max_epochs:
+            self._save(trainer)
         if self._interrupted:
             raise KeyboardInterrupt
 
@@ -261,4 +264,4 @@ class LastCheckpoint(Callback):
             self._previous_handler = None
 
     def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)  # with the optimiser

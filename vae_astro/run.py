@@ -49,6 +49,13 @@ __all__ = ["RunResult", "train", "train_command"]
 MAX_SCORED = 20_000
 """Stamps that clusters are scored on, so that the baseline's images fit in memory."""
 
+USUAL_STEPS = 1500
+"""Optimiser steps of a run whose length is not given, ..."""
+EPOCHS = (10, 300)
+"""... within these bounds."""
+STEPS_BETWEEN_VALIDATIONS = 50
+"""So that a small data set does not spend its time on validation."""
+
 log = logging.getLogger(__name__)
 
 
@@ -134,7 +141,7 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     began = time.perf_counter()
     seed_everything(check_int("seed", settings["seed"], minimum=0), workers=True, verbose=False)
     # what is wrong with the trainer or the model should not wait for the data to be read
-    monitor, callbacks = _callbacks(settings["callbacks"], run_dir)
+    callbacks = _callbacks(settings["callbacks"], run_dir)
     trainer = _trainer(settings, run_dir, callbacks)
     resume = find_checkpoint("resume", settings["resume"]) if settings["resume"] else None
     datamodule = StampDataModule(
@@ -155,6 +162,8 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
             log.warning("init_from: %s", line)
     if resume is not None:
         refuse_other_shapes(vae, resume)
+
+    _set_length(trainer, settings["trainer"], datamodule)
 
     fit_began = time.perf_counter()
     n_steps_before = load_checkpoint(resume)["global_step"] if resume else 0
@@ -203,11 +212,10 @@ def _vae(
     return vae
 
 
-def _callbacks(settings: dict[str, Any], run_dir: Path) -> tuple[CollapseMonitor, list[Callback]]:
-    monitor = CollapseMonitor()
+def _callbacks(settings: dict[str, Any], run_dir: Path) -> list[Callback]:
     checkpoints = run_dir / "checkpoints"
     callbacks: list[Callback] = [
-        monitor,
+        CollapseMonitor(),
         StampPanels(settings["n_stamps"], settings["time_share"], run_dir / "figures"),
         RandomState(),
         LastCheckpoint(checkpoints, settings["save_every_n_steps"]),
@@ -222,12 +230,15 @@ def _callbacks(settings: dict[str, Any], run_dir: Path) -> tuple[CollapseMonitor
     if settings["progress"]:
         # a terminal is redrawn often, a batch log gets a line now and then
         callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50))
-    return monitor, callbacks
+    return callbacks
 
 
 def _trainer(settings: dict[str, Any], run_dir: Path, callbacks: list[Callback]) -> Trainer:
     options = dict(settings["trainer"])
-    check_int("trainer.max_epochs", options["max_epochs"], minimum=1)
+    for key in ("max_epochs", "check_val_every_n_epoch"):
+        if options[key] is None:
+            options[key] = 1  # set when the data are known: see _set_length
+        check_int(f"trainer.{key}", options[key], minimum=1)
     try:
         return Trainer(
             **options,
@@ -247,6 +258,24 @@ def _trainer(settings: dict[str, Any], run_dir: Path, callbacks: list[Callback])
             f"not work on this machine: {reason}. trainer=auto takes what there is; trainer=cpu "
             "always works"
         ) from error
+
+
+def _set_length(
+    trainer: Trainer, options: dict[str, Any], datamodule: StampDataModule
+) -> None:
+    """Fill in what the trainer's settings leave to the number of stamps."""
+    steps_per_epoch = len(datamodule.train_dataloader())
+    if options["max_epochs"] is None:
+        fewest, most = EPOCHS
+        trainer.fit_loop.max_epochs = min(max(-(-USUAL_STEPS // steps_per_epoch), fewest), most)
+        log.info(
+            "length: %d epochs of %d steps; set trainer.max_epochs for another",
+            trainer.fit_loop.max_epochs,
+            steps_per_epoch,
+        )
+    if options["check_val_every_n_epoch"] is None:
+        n_epochs = max(1, STEPS_BETWEEN_VALIDATIONS // steps_per_epoch)
+        trainer.check_val_every_n_epoch = min(n_epochs, trainer.fit_loop.max_epochs or n_epochs)
 
 
 def _global_batch_size(trainer: Trainer, datamodule: StampDataModule) -> int:

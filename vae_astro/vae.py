@@ -117,8 +117,9 @@ class VAE(LightningModule):
         self._schedule(total_steps=1)  # refuse bad settings now, not after the data is read
         self.optim = _Optim(**(optim or {}))
         self.log_every_n_steps = check_int("log_every_n_steps", log_every_n_steps, minimum=1)
+        self._n_steps = 1
         self.total_steps: int | None = None
-        """Length of the run that the schedules were made for, in optimiser steps."""
+        """Length of the run that the schedule of beta was made for, in optimiser steps."""
         self.run_settings: dict[str, Any] | None = None
         """What the run was composed of, in plain Python; travels in the checkpoint."""
 
@@ -223,16 +224,18 @@ class VAE(LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam or AdamW, with the learning rate as a pure function of the step."""
         optimizer = self.optim.optimizer(self)
-        total_steps = int(self.trainer.estimated_stepping_batches)
+        # the length of the run is filled in at its start: asking the trainer for it here would make
+        # the loaders before a resumed run knows where it goes on
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.optim.factor(step, total_steps)
+            optimizer, lambda step: self.optim.factor(step, self._n_steps)
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def on_train_start(self) -> None:
-        # a resumed run keeps the schedule it was started with, however long it is made
+        self._n_steps = int(self.trainer.estimated_stepping_batches)
+        # a resumed run keeps the schedule of beta it was started with, however long it is made
         if self.total_steps is None:
-            self.total_steps = int(self.trainer.estimated_stepping_batches)
+            self.total_steps = self._n_steps
         self.schedule = self._schedule(self.total_steps)
 
     def _schedule(self, total_steps: int) -> Schedule:

@@ -5,13 +5,16 @@ import gzip
 import os
 import random
 import time
+import warnings
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy import wcs as astropy_wcs
 from astropy.io import fits as pyfits
 
+from vae_astro.data import files as files_module
 from vae_astro.data import fits as fits_module
 from vae_astro.data.fits import FitsReader
 from vae_astro.data.stamp import Reject, Stamp
@@ -328,6 +331,43 @@ def test_positions_are_degrees_sexagesimal_or_unknown(read, ra, dec, expected):
     np.testing.assert_allclose((stamp.ra, stamp.dec), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "cards",
+    [
+        {"CRVAL1": -250.0},
+        {"RADESYS": "FK5", "EQUINOX": 1975.0},
+        {"CTYPE1": "DEC--TAN", "CTYPE2": "RA---TAN", "CRVAL1": 2.0, "CRVAL2": 150.0},
+        {"CTYPE1": "RA---SIN", "CTYPE2": "DEC--SIN", "CUNIT1": "degree", "CUNIT2": "degree"},
+        {  # SIP
+            "CTYPE1": "RA---TAN-SIP",
+            "CTYPE2": "DEC--TAN-SIP",
+            "A_ORDER": 2,
+            "A_2_0": 1e-3,
+            "B_ORDER": 2,
+            "B_0_2": 2e-3,
+        },
+        {"PV1_1": 1.0, "PV1_5": 900.0, "PV2_1": 1.0, "PV2_5": 700.0},  # SCAMP before 2012
+    ],
+)
+def test_the_position_equals_astropys_for_every_kind_of_wcs(read, cards):
+    # The middle of the image lies off the reference pixel, so a distortion that is lost is seen.
+    header = pyfits.Header({**WCS, "CRPIX1": 1.0, "CRPIX2": 1.0, **cards})
+    stamp = only(read(image_bytes(**header)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        centre = astropy_wcs.WCS(header).pixel_to_world(30, 31).icrs
+    assert (stamp.ra, stamp.dec) == pytest.approx((centre.ra.deg, centre.dec.deg), abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    "cards",
+    [{"CRVAL1": None}, {"CRVAL1": "150.0"}, {"CRVAL2": "unknown"}, {"CDELT1": 0.0}],
+)
+def test_a_wcs_without_a_reference_value_or_scale_is_no_position(read, cards):
+    stamp = only(read(image_bytes(**{**WCS, **cards})))
+    assert np.isnan([stamp.ra, stamp.dec]).all()
+
+
 def test_a_wcs_that_claims_many_axes_costs_the_position_only(read):
     stamp = only(read(with_cards(image_bytes(WCSAXES=2, **WCS), WCSAXES=99999)))
     assert np.isnan(stamp.ra)
@@ -383,7 +423,7 @@ def test_a_huge_claim_is_refused_before_memory_is_taken(read, axes):
 
 
 def test_a_compressed_file_is_not_unpacked_beyond_the_limit(read, monkeypatch):
-    monkeypatch.setattr(fits_module.unpack, "__defaults__", (2**20,))
+    monkeypatch.setattr(files_module.unpack, "__defaults__", (2**20,))
     reject = only(read(gzip.compress(bytes(2**24)), "m31.fits.gz"))
     assert reject.reason == "too large"
     assert "1048576" in reject.detail
@@ -465,20 +505,18 @@ def test_damaged_files_never_raise(read):
             assert read(bytes(damaged))
 
 
-# Finding files
+# Settings
 
 
-def test_files_are_found_at_any_depth_in_order_and_hidden_ones_are_skipped(tmp_path):
-    wanted = ["B.FITS", "a.fit", "sub/deep/c.fts", "sub/d.fits.gz", "sub/e.fits.fz", "z.fit.gz"]
-    others = ["notes.txt", ".hidden.fits", ".cache/x.fits", "sub/._e.fits"]
-    for name in wanted + others:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image_bytes())
-    found = FitsReader().find(tmp_path)
-    assert found == sorted(tmp_path / name for name in wanted)
-    stamp = only(list(FitsReader().read(tmp_path / "sub/deep/c.fts", tmp_path)))
-    assert (stamp.source, stamp.id) == ("sub/deep/c.fts", "c")
+def test_fits_files_of_every_ending_are_found_and_alerts_are_pointed_out(tmp_path):
+    names = ["B.FITS", "a.fit", "c.fts", "d.fits.gz", "e.fits.fz", "f.fits.bz2", "notes.txt"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert FitsReader().find(tmp_path) == [tmp_path / name for name in names[:-1]]
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "b.avro").touch()
+    with pytest.raises(InputError, match=r"holds 1 file, none ending in \.fits.*data=alerts"):
+        FitsReader().find(tmp_path / "only")
 
 
 def test_a_single_file_is_its_own_root(tmp_path):
@@ -488,26 +526,9 @@ def test_a_single_file_is_its_own_root(tmp_path):
     assert only(list(FitsReader().read(path, path))).source == "m31.fits"
 
 
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        ([], ["holds no files"]),
-        (["notes.txt", "zoo.png"], ["holds 2 files", "none ending in .fits", "notes.txt"]),
-        (["a.txt", "b.avro"], ["holds 2 files", "data=alerts"]),
-    ],
-)
-def test_a_folder_without_fits_files_is_an_error_that_says_what_it_holds(tmp_path, names, words):
-    for name in names:
-        (tmp_path / name).touch()
-    with pytest.raises(InputError) as error:
-        FitsReader().find(tmp_path)
-    for word in [f"data.root={tmp_path}", *words]:
-        assert word in str(error.value)
-
-
-def test_a_missing_root_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(InputError, match=r"data\.root=.*nowhere does not exist"):
-        FitsReader().find(tmp_path / "nowhere")
+def test_a_file_deep_below_the_root_is_named_by_its_way_there(read):
+    stamp = only(read(image_bytes(), "sub/deep/c.fits"))
+    assert (stamp.source, stamp.id) == ("sub/deep/c.fits", "c")
 
 
 @pytest.mark.parametrize(

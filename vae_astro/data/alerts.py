@@ -14,15 +14,8 @@ from typing import Any
 import fastavro
 import numpy as np
 
-from vae_astro.data.fits import (
-    RefusedError,
-    as_reject,
-    check_file,
-    find_files,
-    first_image,
-    sky_position,
-    source_name,
-)
+from vae_astro.data.files import RefusedError, as_reject, check_file, find_files, source_name
+from vae_astro.data.fits import FITS_SUFFIXES, first_image, sky_position
 from vae_astro.data.stamp import Reject, Stamp, fit_to_size
 from vae_astro.errors import InputError
 
@@ -84,10 +77,7 @@ class AlertReader:
 
     def find(self, root: Path) -> list[Path]:
         """Every ``.avro`` file below ``root``, or ``root`` itself; see `find_files`."""
-        advice = "These are FITS files: use data=fits"
-        return find_files(
-            root, (".avro",), dict.fromkeys((".fits", ".fits.gz", ".fits.fz"), advice)
-        )
+        return find_files(root, (".avro",), FITS_SUFFIXES, "These are FITS files: use data=fits")
 
     def read(self, path: Path, root: Path) -> Iterator[Stamp | Reject]:
         """One stamp per record of the packet; what cannot be read becomes a `Reject`.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import math
 import os
 import re
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,42 +18,34 @@ import numpy as np
 from astropy import log as astropy_log
 from astropy.io import fits
 
+from vae_astro.data.files import (
+    GZIP_OR_BZIP2,
+    MAX_UNPACKED_BYTES,
+    RefusedError,
+    as_reject,
+    check_file,
+    find_files,
+    source_name,
+    unpack,
+)
 from vae_astro.data.stamp import Reject, Stamp
 from vae_astro.errors import InputError
 
-__all__ = [
-    "FitsReader",
-    "RefusedError",
-    "as_reject",
-    "check_file",
-    "find_files",
-    "first_image",
-    "sky_position",
-    "source_name",
-    "unpack",
-]
+__all__ = ["FITS_SUFFIXES", "FitsReader", "first_image", "sky_position"]
 
 FITS_SUFFIXES = (
     *(f".{name}{packed}" for name in ("fits", "fit", "fts") for packed in ("", ".gz", ".bz2")),
     ".fz",
 )
 MAX_BANDS_AUTO = 6  # first axis up to which a cube is taken for the bands of one object
-MAX_UNPACKED_BYTES = 2**30  # a compressed file is unpacked in memory, never beyond this
 IN_MEMORY_BYTES = 2**26  # a larger uncompressed file is read piece by piece from disk
 FITS_BLOCK_BYTES = 2880
+# Keywords of distortions: SIP, SCAMP's PV on a TAN projection, lookup tables.
+_DISTORTION = re.compile(r"(A|B|AP|BP)_|PV|C[PQ]DIS|D[PQ]|D2IM|AXISCORR")
 _LABELS = ["CLASS", "LABEL"]
 _SUFFIX = re.compile(r"(\.(fits|fit|fts))?(\.(gz|bz2|fz))?$", re.IGNORECASE)
 
 Layout = tuple[int, int, int, int]  # stamps, bands, rows, columns
-
-
-class RefusedError(Exception):
-    """Why a file or a stamp cannot be used, on its way to becoming a `Reject`."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -116,9 +105,8 @@ class FitsReader:
 
     def find(self, root: Path) -> list[Path]:
         """Every FITS file below ``root``, or ``root`` itself if it is one; see `find_files`."""
-        return find_files(
-            root, FITS_SUFFIXES, {".avro": "These are alert packets: use data=alerts"}
-        )
+        advice = "These are alert packets: use data=alerts"
+        return find_files(root, FITS_SUFFIXES, (".avro",), advice)
 
     def read(self, path: Path, root: Path) -> Iterator[Stamp | Reject]:
         """All stamps of one file, in file order; what cannot be read becomes a `Reject`."""
@@ -229,139 +217,6 @@ class FitsReader:
         return _SUFFIX.sub("", name.rpartition("/")[2]), "file"
 
 
-def find_files(root: Path, suffixes: tuple[str, ...], hints: dict[str, str]) -> list[Path]:
-    """Every file below a folder that ends in one of the suffixes, or the folder if it is a file.
-
-    Upper and lower case are one; hidden files and folders are skipped; folders behind a symbolic
-    link are not entered.
-
-    Parameters
-    ----------
-    root : Path
-        A folder, searched to any depth, or one file.
-    suffixes : tuple of str
-        Endings in lower case, with their dot.
-    hints : dict of str to str
-        What to advise if nothing fits but a file with this ending is there.
-
-    Returns
-    -------
-    list of Path
-        At least one file, sorted.
-
-    Raises
-    ------
-    InputError
-        If nothing is found; the message says what is there instead.
-    """
-    if not os.path.exists(root):
-        raise InputError(f"data.root={root} does not exist; give a folder or a file that does")
-    names = [root] if root.is_file() else sorted(_visible_files(root))
-    found = [path for path in names if path.name.lower().endswith(suffixes)]
-    if found:
-        return found
-    expected = f"none ending in {', '.join(suffixes)}"
-    if not names:
-        raise InputError(f"data.root={root} holds no files; expected some ending in {suffixes[0]}")
-    advice = next(
-        (
-            f". {advice}"
-            for ending, advice in hints.items()
-            if any(path.name.lower().endswith(ending) for path in names)
-        ),
-        "",
-    )
-    count = "1 file" if len(names) == 1 else f"{len(names)} files"
-    raise InputError(
-        f"data.root={root} holds {count}, {expected}; the first is {names[0].name}{advice}"
-    )
-
-
-def _visible_files(root: Path) -> Iterator[Path]:
-    """Every file below root but the hidden ones."""
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"data.root={root}: cannot list {error.filename}: {error.strerror}")
-
-    for folder, subfolders, names in os.walk(root, onerror=refuse):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
-
-
-def source_name(path: Path, root: Path) -> str:
-    """The file relative to its root, with forward slashes; its own name if it is the root."""
-    try:
-        relative = path.relative_to(root)
-    except ValueError:
-        return path.as_posix()
-    return relative.as_posix() if relative.parts else path.name
-
-
-def check_file(path: Path, root: Path) -> int:
-    """Size in bytes of a file that is safe to open.
-
-    Raises
-    ------
-    RefusedError
-        If it lies outside the root (a symbolic link can), is empty or is no regular file: a pipe
-        would block for ever.
-    OSError
-        If it is not there.
-    """
-    target = path.resolve(strict=True)
-    if not target.is_relative_to(root.resolve()):
-        raise RefusedError(
-            "outside the root",
-            f"a symbolic link leads to {target}, outside data.root={root}; copy the file",
-        )
-    status = target.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise RefusedError("not a regular file", "a folder, pipe or device; expected a file")
-    if status.st_size == 0:
-        raise RefusedError("empty file", "0 bytes")
-    return status.st_size
-
-
-def as_reject(source: str, error: Exception) -> Reject:
-    """The `Reject` that stands for an exception; running out of memory is raised again."""
-    if isinstance(error, MemoryError):
-        raise error
-    if isinstance(error, RefusedError):
-        return Reject(source, error.reason, f"{source}: {error.detail}")
-    detail = f"{source}: {type(error).__name__}: {error}"
-    gone = isinstance(error, FileNotFoundError | PermissionError)
-    return Reject(source, "vanished" if gone else "unreadable", detail)
-
-
-def unpack(raw: bytes, max_bytes: int = MAX_UNPACKED_BYTES) -> bytes:
-    """Content of gzip or bzip2 data, told by its first bytes; other data comes back as it is.
-
-    Raises
-    ------
-    RefusedError
-        If the data breaks off, is corrupt, or unpacks to more than ``max_bytes``.
-    """
-    packed: gzip.GzipFile | bz2.BZ2File
-    if raw.startswith(b"\x1f\x8b"):
-        packed = gzip.GzipFile(fileobj=BytesIO(raw))
-    elif raw.startswith(b"BZh"):
-        packed = bz2.BZ2File(BytesIO(raw))
-    else:
-        return raw
-    chunks, n_bytes = [], 0
-    try:
-        with packed:
-            while chunk := packed.read(2**20):
-                n_bytes += len(chunk)
-                if n_bytes > max_bytes:
-                    detail = f"unpacks to more than {max_bytes} bytes; unpack it first"
-                    raise RefusedError("too large", detail)
-                chunks.append(chunk)
-    except EOFError as error:
-        raise RefusedError("truncated file", f"the compressed data breaks off: {error}") from error
-    return b"".join(chunks)
-
-
 def first_image(raw: bytes, max_pixels: int, max_bytes: int = MAX_UNPACKED_BYTES) -> np.ndarray:
     """The first image of a FITS file in memory.
 
@@ -383,7 +238,6 @@ def first_image(raw: bytes, max_pixels: int, max_bytes: int = MAX_UNPACKED_BYTES
         If it is no FITS file, is truncated, holds no 2-D image or claims too much.
     """
     stream = BytesIO(unpack(raw, max_bytes))
-    _require_fits(stream.read(80))
     hdus, lost = _scan(stream)
     for hdu in hdus:
         if _holds_image(hdu):
@@ -418,33 +272,26 @@ def _quiet() -> Iterator[None]:
 def _open(path: Path, root: Path) -> BinaryIO:
     """The unpacked file: in memory if it is small or compressed, else on disk."""
     n_bytes = check_file(path, root)
-    stream = path.open("rb")
-    try:
-        head = stream.read(80)
-        stream.seek(0)
-        packed = head.startswith((b"\x1f\x8b", b"BZh"))
-        if packed and n_bytes > MAX_UNPACKED_BYTES:
+    if n_bytes > IN_MEMORY_BYTES:
+        with path.open("rb") as stream:
+            packed = stream.read(3).startswith(GZIP_OR_BZIP2)
+        if not packed:
+            return path.open("rb")
+        if n_bytes > MAX_UNPACKED_BYTES:
             raise RefusedError("too large", f"{n_bytes} compressed bytes; unpack it first")
-        if packed or n_bytes <= IN_MEMORY_BYTES:
-            with stream:
-                stream = BytesIO(unpack(stream.read()))  # type: ignore[assignment]
-            head = stream.read(80)
-        _require_fits(head)
-    except BaseException:
-        stream.close()
-        raise
-    return stream
+    return BytesIO(unpack(path.read_bytes()))
 
 
-def _require_fits(head: bytes) -> None:
+def _require_fits(stream: BinaryIO) -> None:
     """Refuse what does not begin like a FITS file, saying what it looks like."""
+    head = stream.read(16)
     if not head:
         raise RefusedError("empty file", "0 bytes once unpacked")
     if not head.startswith(b"SIMPLE"):
         kinds = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"PK": "ZIP", b"Obj\x01": "Avro"}
         kind = next((f" ({kinds[magic]})" for magic in kinds if head.startswith(magic)), "")
         raise RefusedError(
-            "not a FITS file", f"begins with {head[:16]!r}{kind}, expected the keyword SIMPLE"
+            "not a FITS file", f"begins with {head!r}{kind}, expected the keyword SIMPLE"
         )
 
 
@@ -457,6 +304,7 @@ class _HeadersOnDemand(fits.HDUList):
 
 def _scan(stream: BinaryIO) -> tuple[list[Any], RefusedError | None]:
     """All HDUs of a file, headers only, and what broke off the list if it is not complete."""
+    _require_fits(stream)
     hdus: list[Any] = []
     end = 0
     error: Exception = ValueError("not a valid extension")
@@ -614,13 +462,41 @@ def _wcs_centre(header: Any, shape: tuple[int, ...]) -> tuple[float, float]:
     # wcslib allocates a matrix of WCSAXES squared before it looks at anything else.
     if not _text(header, "CTYPE1") or _text(header, "WCSAXES") not in ("", "2", "3", "4"):
         return math.nan, math.nan
-    from astropy.wcs import WCS  # slow to import, and few stamps need it
+    # Slow to import, and not every stamp needs them.
+    from astropy.coordinates import ICRS
+    from astropy.wcs.utils import wcs_to_celestial_frame
 
     column, row = (shape[-1] - 1) / 2, (shape[-2] - 1) / 2
     try:
-        centre = WCS(header, naxis=2).celestial.pixel_to_world(column, row).icrs
+        # wcslib puts 0 for what is absent or no number, and that would pass for a position.
+        if not all(isinstance(header.get(key), float | int) for key in ("CRVAL1", "CRVAL2")):
+            return math.nan, math.nan
+        wcs = _wcs(header)
+        if isinstance(wcs_to_celestial_frame(wcs), ICRS):
+            world = wcs.all_pix2world(column, row, 0)
+            # Unlike a keyword RA, a longitude may have any number of turns too many.
+            return sky_position(float(world[wcs.wcs.lng]) % 360.0, float(world[wcs.wcs.lat]))
+        centre = wcs.celestial.pixel_to_world(column, row).icrs
         return sky_position(float(centre.ra.deg), float(centre.dec.deg))
     except MemoryError:
         raise
     except Exception:  # wcslib has dozens of ways to refuse; none costs us the pixels
         return math.nan, math.nan
+
+
+def _wcs(header: Any) -> Any:
+    """``WCS(header, naxis=2)``, in a third of its time where wcslib alone can do the work.
+
+    astropy parses and writes the header three times over to find distortions.
+    """
+    from astropy.wcs import WCS, Wcsprm
+
+    if any(map(_DISTORTION.match, header)):
+        return WCS(header, naxis=2)
+    cards = header.tostring(endcard=False, padding=False)
+    parameters = Wcsprm(cards.encode("ascii"), relax=True)
+    parameters.unitfix()  # or units such as "degree" are refused
+    wcs = WCS(naxis=2)
+    wcs.wcs = parameters.sub(2)  # refuses a singular matrix, which the next line would repair
+    wcs.fix()
+    return wcs

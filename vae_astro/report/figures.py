@@ -84,8 +84,9 @@ def reconstructions(
         off = _show(
             rows[2], image_grid(residual, n), "residual", "RdBu_r", -RESIDUAL_LIMIT, RESIDUAL_LIMIT
         )
-        figure.colorbar(sky, ax=list(rows[:2]), label="normalised", pad=0.01)
-        figure.colorbar(off, ax=rows[2], label="/ noise", pad=0.01)
+        figure.colorbar(sky, ax=list(rows[:2]), pad=0.01)
+        figure.colorbar(off, ax=rows[2], pad=0.01)
+    figure.suptitle("stamp and model normalised, one stretch a band; residual / pixel noise")
     return figure
 
 
@@ -109,8 +110,8 @@ def traversals(decoded: np.ndarray, units: Sequence[int], kl_nats: Sequence[floa
         picture = _show(
             ax, image_grid(images, n_steps), f"unit {unit}\n{kl:.2f} nats", "viridis", low, high
         )
-    figure.colorbar(picture, ax=list(axes), label="normalised", pad=0.01)
-    figure.suptitle("latent units from -3 to 3, strongest first, the others at a stamp's mean")
+    figure.colorbar(picture, ax=list(axes), pad=0.01)
+    figure.suptitle("latent units from -3 to 3, strongest first, the others held; normalised")
     return figure
 
 
@@ -121,8 +122,8 @@ def stamp_sheet(images: np.ndarray, title: str, n_columns: int = 8) -> Figure:
     figure = Figure(figsize=(0.95 * n_columns + 1.1, 0.95 * n_rows + 0.5), layout="constrained")
     ax = figure.subplots()
     picture = _show(ax, image_grid(images, n_columns), "", "viridis", low, high)
-    figure.colorbar(picture, ax=ax, label="normalised", pad=0.01)
-    figure.suptitle(title)
+    figure.colorbar(picture, ax=ax, pad=0.01)
+    figure.suptitle(f"{title}; normalised")
     return figure
 
 

@@ -1,0 +1,300 @@
+"""The command as a user types it: composed, run, interrupted, resumed, reused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from astropy.io import fits
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from vae_astro import VAE
+from vae_astro.checkpoint import load_checkpoint
+from vae_astro.data.simulate import simulate
+from vae_astro.errors import InputError
+from vae_astro.folders import register_resolvers
+from vae_astro.model.likelihoods import LIKELIHOODS
+from vae_astro.model.networks import NETWORKS
+from vae_astro.objective.beta import SCHEDULES
+from vae_astro.run import train
+
+ROOT = Path(__file__).parents[1]
+GROUPS = ("data", "model", "prior", "likelihood", "beta", "optim", "trainer", "callbacks",
+          "experiment", "debug")  # fmt: skip
+CHOICES = [
+    (group, file.stem)
+    for group in GROUPS
+    for file in sorted((ROOT / "conf" / group).glob("*.yaml"))
+]
+SMALL = (
+    "data=fits",
+    "data.batch_size=16",
+    "model.width=8",
+    "model.latent_dim=4",
+    "log_every_n_steps=1",
+    "trainer=cpu",
+    "trainer.check_val_every_n_epoch=1",
+    "callbacks.progress=false",
+)
+
+
+@pytest.fixture(scope="module")
+def stamps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 120 small simulated FITS files."""
+    root = tmp_path_factory.mktemp("sky") / "stamps"
+    return simulate(root, n_stamps=120, seed=3, size=24, n_processes=1, progress=False)
+
+
+def run_train(
+    tmp_path: Path, *overrides: str, expect: int = 0, timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """``python train.py`` in a folder of its own."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "train.py"),
+            f"data.store_dir={tmp_path / 'stores'}",
+            *overrides,
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def composed(*overrides: str) -> dict:
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", list(overrides), return_hydra_config=False)
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_builds_its_model(group: str, choice: str) -> None:
+    settings = composed(f"{group}={choice}")
+    vae = VAE(
+        [3, 32, 32],
+        **{part: settings[part] for part in ("model", "likelihood", "prior", "beta", "optim")},
+        normalize=settings["data"]["normalize"] | {"gain": None},
+    )
+    assert vae.latent_dim == settings["model"]["latent_dim"]
+
+
+def test_every_registered_part_has_a_choice_and_the_other_way_round() -> None:
+    for group, registry in (("model", NETWORKS), ("likelihood", LIKELIHOODS), ("beta", SCHEDULES)):
+        assert {choice for found, choice in CHOICES if found == group} == set(registry)
+
+
+def test_help_is_quick_and_names_the_groups(tmp_path: Path) -> None:
+    shown = run_train(tmp_path, "--help").stdout
+    for word in ("data.root", "beta: ", "likelihood: ", "resume=", "simulated"):
+        assert word in shown
+
+
+@pytest.fixture(scope="module")
+def finished(stamps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three epochs, uninterrupted."""
+    folder = tmp_path_factory.mktemp("finished")
+    run_train(folder, *SMALL, f"data.root={stamps}", "run_dir=run", "trainer.max_epochs=3")
+    return folder / "run"
+
+
+def test_run_folder_holds_what_the_contract_says(finished: Path) -> None:
+    for name in (
+        ".hydra/config.yaml",
+        "train.log",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "metrics.json",
+        "figures/reconstructions.png",
+    ):
+        assert (finished / name).is_file(), name
+    assert list(finished.glob("events.out.tfevents.*"))
+    metrics = json.loads((finished / "metrics.json").read_text())
+    val, collapse = metrics["val"], metrics["collapse"]
+    assert val["elbo_nats"] == pytest.approx(val["reconstruction_nats"] - val["kl_nats"])
+    assert sum(collapse["kl_per_unit_nats"]) == pytest.approx(val["kl_nats"])
+    assert collapse["latent_dim"] == 4
+    assert collapse["verdict"] in ("none", "partial", "full")
+    assert metrics["data"]["n_train"] + metrics["data"]["n_val"] + metrics["data"]["n_test"] == 120
+    assert metrics["classes"]["n_classes"] == 8
+    assert metrics["timing"]["train_stamps_per_second"] > 0
+
+
+def test_checkpoint_embeds_raw_stamps_in_three_lines(finished: Path, stamps: Path) -> None:
+    files = sorted(stamps.rglob("*.fits"))[:5]
+    raw = np.stack([fits.getdata(file) for file in files])
+    vae = VAE.load_from_checkpoint(finished / "checkpoints" / "best.ckpt", weights_only=True)
+    latents = vae.embed(raw)
+    assert latents.shape == (5, 4)
+    assert np.isfinite(latents).all()
+    # other batch sizes take other matrix kernels: equal up to float32 rounding
+    assert np.allclose(latents[:1], vae.embed(raw[:1]), atol=1e-5)
+    made = vae.reconstruct(raw)
+    assert made.shape == (5, 1, 24, 24)
+    good = np.isfinite(raw[:, None])
+    assert np.corrcoef(made[good], raw[:, None][good])[0, 1] > 0.2
+
+
+# Six steps an epoch, counted from 0: step 11 ends the second epoch, step 8 is within it. SIGKILL
+# leaves what was saved before: after step 8, one step earlier.
+@pytest.mark.parametrize(
+    ("stop", "step", "n_steps_saved"),
+    [("SIGINT", 11, 12), ("SIGINT", 8, 9), ("SIGTERM", 8, 9), ("SIGKILL", 9, 8)],
+)
+def test_a_stopped_run_goes_on_bit_for_bit(
+    stop: str, step: int, n_steps_saved: int, finished: Path, stamps: Path, tmp_path: Path
+) -> None:
+    settings = (*SMALL, f"data.root={stamps}", "run_dir=run", "trainer.max_epochs=3")
+    stopped = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "stopped_train.py"), str(step), stop,
+         f"data.store_dir={tmp_path / 'stores'}", "callbacks.save_every_n_steps=4", *settings],
+        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert stopped.returncode != 0
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == n_steps_saved, stopped.stderr
+    run_train(tmp_path, "resume=run")
+    assert_same_run(finished, tmp_path / "run")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last", "best"):
+        a, b = (weights(run / "checkpoints" / f"{name}.ckpt") for run in (one, other))
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert torch.equal(value, b[key]), key
+    figures = [json.loads((run / "metrics.json").read_text())["val"] for run in (one, other)]
+    assert figures[0] == figures[1]
+
+
+def test_resume_refuses_another_model_and_a_run_without_checkpoint(
+    finished: Path, stamps: Path, tmp_path: Path
+) -> None:
+    done = run_train(tmp_path, f"resume={finished}", "model.latent_dim=5",
+                     f"run_dir={tmp_path / 'other'}", expect=2)  # fmt: skip
+    assert "resume=" in done.stdout
+    assert "init_from=" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    (tmp_path / "empty").mkdir()
+    done = run_train(tmp_path, "resume=empty", expect=2)
+    assert "holds no checkpoint" in done.stdout
+
+
+def test_init_from_takes_what_fits_and_says_what_does_not(
+    finished: Path, stamps: Path, tmp_path: Path
+) -> None:
+    done = run_train(
+        tmp_path, *SMALL, f"data.root={stamps}", "run_dir=run", "trainer.max_epochs=1",
+        f"init_from={finished}", "model.latent_dim=6",
+    )  # fmt: skip
+    assert "network.encoder.head.weight: (8, 128) in the checkpoint, (12, 128) here" in done.stdout
+    assert "network.encoder.trunk.1.weight" not in done.stdout
+
+
+def test_two_processes_train_on_disjoint_halves(stamps: Path, tmp_path: Path) -> None:
+    done = run_train(
+        tmp_path, *SMALL, f"data.root={stamps}", "run_dir=run", "trainer=ddp",
+        "trainer.accelerator=cpu", "trainer.max_epochs=1", "data.batch_size=8",
+    )  # fmt: skip
+    assert "verdict" in done.stdout
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+def test_a_sweep_gives_each_job_its_folder(stamps: Path, tmp_path: Path) -> None:
+    run_train(
+        tmp_path, *SMALL, f"data.root={stamps}", "hydra.sweep.dir=sweep", "trainer.max_epochs=1",
+        "beta=constant", "beta.value=0.5,2", "-m",
+    )  # fmt: skip
+    assert {file.parent.name for file in tmp_path.glob("sweep/*/metrics.json")} == {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.latent_dim=0"], "model.latent_dim must be at least 1, got 0"),
+        (["model.latent_dim=many"], "model.latent_dim must be a whole number, got 'many'"),
+        (["beta.warmup_steps=-1"], "beta.warmup_steps must be at least 1, got -1"),
+        (["trainer=gpu"], "trainer=cpu always works"),
+        (["data.root=nowhere"], "nowhere"),
+        (["data.batch_size=0"], "data.batch_size must be at least 1, got 0"),
+        (["data.normalize.stretch=cubic"], "data.normalize.stretch must be one of"),
+        (["init_from=nothing.ckpt"], "init_from=nothing.ckpt does not exist"),
+        (["data.val_fraction=0.001"], "data.val_fraction"),
+        (["data.root=null"], "data.root is not set"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs must be at least 1, got 0"),
+        (["seed=-1"], "seed must be at least 0, got -1"),
+        (["log_every_n_steps=0"], "log_every_n_steps must be at least 1, got 0"),
+        (["callbacks.time_share=2"], "callbacks.time_share must be at most 1, got 2"),
+    ],
+)
+def test_a_mistake_is_refused_before_training_and_names_its_key(
+    overrides: list[str], words: str, stamps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "trainer=gpu" in overrides and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.chdir(tmp_path)
+    settings = composed(*SMALL, f"data.root={stamps}", *overrides)
+    with pytest.raises(InputError, match=re.escape(words)):
+        train(settings, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_mistake_ends_in_one_line_and_exit_status_2(stamps: Path, tmp_path: Path) -> None:
+    done = run_train(
+        tmp_path, *SMALL, f"data.root={stamps}", "run_dir=run", "likelihood=bernoulli", expect=2
+    )
+    assert "likelihood=bernoulli needs pixels between 0 and 1" in done.stdout
+    assert "data.normalize.stretch=minmax" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_unknown_key_is_refused_by_name(tmp_path: Path) -> None:
+    done = run_train(tmp_path, "model.latnet_dim=3", expect=1)
+    assert "latnet_dim" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_foreign_and_damaged_checkpoints_are_refused(finished: Path, tmp_path: Path) -> None:
+    whole = (finished / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    for name in ("half", "text", "empty"):
+        with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+            load_checkpoint(tmp_path / f"{name}.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(InputError, match="not a checkpoint of vae_astro"):
+        load_checkpoint(tmp_path / "foreign.ckpt")
+    checkpoint = load_checkpoint(finished / "checkpoints" / "last.ckpt")
+    checkpoint["vae_astro"]["format"] = 99
+    torch.save(checkpoint, tmp_path / "future.ckpt")
+    with pytest.raises(InputError, match="has checkpoint format 99"):
+        load_checkpoint(tmp_path / "future.ckpt")
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "harm",))
+
+    torch.save({"vae_astro": {"format": 1}, "state_dict": Hostile()}, tmp_path / "hostile.ckpt")
+    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+        load_checkpoint(tmp_path / "hostile.ckpt")
+    assert not (tmp_path / "harm").exists()
