@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vae_astro.errors import InputError
 from vae_astro.settings import check_int
@@ -58,7 +59,7 @@ def find_checkpoint(key: str, path: str) -> Path:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of this project onto the CPU, without running any code that it may hold.
+    """Read a checkpoint of this project onto the CPU; code that it may hold is never run.
 
     Raises
     ------
@@ -75,8 +76,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a checkpoint of vae_astro")
     if ours["format"] != CHECKPOINT_FORMAT:
         raise InputError(
-            f"{path} has checkpoint format {ours['format']} (vae_astro {ours.get('version')}); this "
-            f"version reads format {CHECKPOINT_FORMAT}"
+            f"{path} has checkpoint format {ours['format']} (vae_astro {ours.get('version')}); "
+            f"this version reads format {CHECKPOINT_FORMAT}"
         )
     return checkpoint
 
@@ -105,10 +106,13 @@ class WarmStart:
     def lines(self) -> list[str]:
         """One line for each weight that did not fit."""
         return [
-            *(f"{name}: {old} in the checkpoint, {new} here" for name, (old, new) in self.other_shape.items()),
+            *(
+                f"{name}: {theirs} in the checkpoint, {ours} here"
+                for name, (theirs, ours) in self.other_shape.items()
+            ),
             *(f"{name}: not in the checkpoint" for name in self.missing),
             *(f"{name}: not in this model" for name in self.unused),
-        ]  # fmt: skip
+        ]
 
 
 def warm_start(vae: VAE, path: Path) -> WarmStart:
@@ -156,13 +160,13 @@ def refuse_other_shapes(vae: VAE, path: Path) -> None:
         name = different[0]
         raise InputError(
             f"resume={path} is of another model: {len(different)} weights differ, the first "
-            f"{name}: {theirs.get(name, 'absent')} in the checkpoint, {ours.get(name, 'absent')} here; "
-            "leave the settings of the model as they were, or take over what fits with init_from="
+            f"{name}: {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here; "
+            "keep the settings of the model as they were, or take over what fits with init_from="
         )
 
 
 class RandomState(Callback):
-    """Carries the random state of every process in the checkpoint, so that a run goes on exactly."""
+    """Carries the random state of every process, so that a resumed run goes on exactly."""
 
     def __init__(self) -> None:
         self._loaded: list[dict[str, Any]] | None = None
@@ -204,9 +208,9 @@ class RandomState(Callback):
 class LastCheckpoint(Callback):
     """Keeps ``last.ckpt`` up to date, and leaves it exact when the run is interrupted.
 
-    Saved after every validation, every ``every_n_steps`` optimiser steps, at the end of the run, and
-    on Ctrl-C or SIGTERM at the end of the step that was under way, so that a resumed run neither
-    replays nor skips a stamp. A second Ctrl-C stops at once.
+    Saved after every validation, every ``every_n_steps`` optimiser steps, at the end of the run,
+    and on Ctrl-C or SIGTERM at the end of the step that was under way, so that a resumed run
+    neither replays nor skips a stamp. A second Ctrl-C stops at once.
 
     Parameters
     ----------
@@ -235,7 +239,8 @@ class LastCheckpoint(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        if isinstance(exception, KeyboardInterrupt) and self.path.exists():
+        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if stopped and self.path.exists():
             log.warning("stopped; go on with: python train.py resume=%s", self.path.parent.parent)
 
     def on_train_batch_end(

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import time
 import warnings
@@ -23,6 +24,7 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -167,7 +169,12 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
 
     fit_began = time.perf_counter()
     n_steps_before = load_checkpoint(resume)["global_step"] if resume else 0
-    trainer.fit(vae, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(vae, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        sys.exit(128 + signal.SIGINT)
     seconds_fit = time.perf_counter() - fit_began
     # the step count is that of the whole run, the time only of this part of it
     n_stamps_seen = (trainer.global_step - n_steps_before) * _global_batch_size(trainer, datamodule)
@@ -254,15 +261,13 @@ def _trainer(settings: dict[str, Any], run_dir: Path, callbacks: list[Callback])
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"trainer.accelerator={options.get('accelerator')} with the other trainer settings does "
-            f"not work on this machine: {reason}. trainer=auto takes what there is; trainer=cpu "
-            "always works"
+            f"trainer.accelerator={options.get('accelerator')} with the other trainer settings "
+            f"does not work on this machine: {reason}. trainer=auto takes what there is; "
+            "trainer=cpu always works"
         ) from error
 
 
-def _set_length(
-    trainer: Trainer, options: dict[str, Any], datamodule: StampDataModule
-) -> None:
+def _set_length(trainer: Trainer, options: dict[str, Any], datamodule: StampDataModule) -> None:
     """Fill in what the trainer's settings leave to the number of stamps."""
     steps_per_epoch = len(datamodule.train_dataloader())
     if options["max_epochs"] is None:
@@ -409,7 +414,7 @@ def _report(metrics: dict[str, Any], verdict: CollapseVerdict, run_dir: Path) ->
         f"best checkpoint    {shown}/checkpoints/best.ckpt",
         f"pictures           {shown}/figures",
         "next               tensorboard --logdir runs",
-        f"                   python train.py init_from={shown}   (start another run from these weights)",
+        f"                   python train.py init_from={shown}   (another run from these weights)",
     ]
     log.info("%s", "\n".join(lines))
 
@@ -418,6 +423,6 @@ def _quieten() -> None:
     """Advice of Lightning that does not apply: batches are gathered whole, in the main process."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*Trying to infer the `batch_size`.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from vae_astro.errors import InputError
 
-__all__ = ["build", "check_choice", "check_int", "check_number"]
+__all__ = ["build", "check_choice", "check_int", "check_number", "construct"]
 
 T = TypeVar("T")
 
@@ -32,33 +32,48 @@ def build(
     settings : mapping
         ``name`` and the factory's own keys.
     **given
-        Arguments that come from the data and not from the user, passed where the factory takes them.
+        Arguments that come from the data and not from the user, passed where the factory takes
+        them.
 
     Raises
     ------
     InputError
-        Unknown name or key, or a key that is missing.
+        Unknown name, or as `construct`.
     """
     options = dict(settings)
     name = options.pop("name", None)
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise InputError(f"{group}.name is {name!r}; choose one of {', '.join(registry)}")
-    factory = registry[name]
+    return construct(group, registry[name], options, choice=name, **given)
+
+
+def construct(
+    group: str,
+    factory: Callable[..., T],
+    settings: Mapping[str, Any],
+    choice: str | None = None,
+    **given: Any,
+) -> T:
+    """Call ``factory`` with settings whose keys it has; see `build`.
+
+    Raises
+    ------
+    InputError
+        A key that it does not have, or one that it needs and does not get.
+    """
+    shown = group if choice is None else f"{group}={choice}"
     parameters = inspect.signature(factory).parameters
     allowed = [key for key in parameters if key not in given]
-    for key in options:
-        if key not in allowed:
-            raise InputError(
-                f"{group}={name} has no setting {group}.{key}; it has {', '.join(allowed) or 'none'}"
-            )
-    missing = [
-        key
-        for key in allowed
-        if parameters[key].default is inspect.Parameter.empty and key not in options
-    ]
+    unknown = [key for key in settings if key not in allowed]
+    if unknown:
+        raise InputError(
+            f"{shown} has no setting {group}.{unknown[0]}; it has {', '.join(allowed) or 'none'}"
+        )
+    required = [key for key in allowed if parameters[key].default is inspect.Parameter.empty]
+    missing = [f"{group}.{key}" for key in required if key not in settings]
     if missing:
-        raise InputError(f"{group}={name} needs {', '.join(f'{group}.{key}' for key in missing)}")
-    return factory(**options, **{key: value for key, value in given.items() if key in parameters})
+        raise InputError(f"{shown} needs {', '.join(missing)}")
+    return factory(**settings, **{key: value for key, value in given.items() if key in parameters})
 
 
 def check_int(key: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
@@ -79,7 +94,7 @@ def check_number(
     minimum: float | None = None,
     maximum: float | None = None,
 ) -> float:
-    """``value`` as a float if it is a finite number in range, else an `InputError` that names ``key``.
+    """``value`` as a float if it is finite and in range, else an `InputError` that names ``key``.
 
     ``above`` excludes its bound, ``minimum`` and ``maximum`` include theirs.
     """

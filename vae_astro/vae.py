@@ -23,7 +23,7 @@ from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.model.priors import PRIORS
 from vae_astro.objective.beta import SCHEDULES, RatePenalty, Schedule
 from vae_astro.objective.elbo import Elbo
-from vae_astro.settings import build, check_choice, check_int, check_number
+from vae_astro.settings import build, check_choice, check_int, check_number, construct
 
 __all__ = ["VAE", "StampScores"]
 
@@ -102,7 +102,7 @@ class VAE(LightningModule):
             )
         self.stamp_shape = (n_bands, height, width)
         self.band_names = list(band_names or (f"band{band}" for band in range(n_bands)))
-        self.normalizer = Normalizer(**(normalize or {}))
+        self.normalizer = construct("data.normalize", Normalizer, normalize or {})
         self.network = build(
             "model", NETWORKS, model or {"name": "conv"}, n_bands=n_bands, size=height
         )
@@ -115,7 +115,7 @@ class VAE(LightningModule):
         )
         self.beta_settings = dict(beta or {"name": "linear"})
         self._schedule(total_steps=1)  # refuse bad settings now, not after the data is read
-        self.optim = _Optim(**(optim or {}))
+        self.optim = construct("optim", _Optim, optim or {})
         self.log_every_n_steps = check_int("log_every_n_steps", log_every_n_steps, minimum=1)
         self._n_steps = 1
         self.total_steps: int | None = None
@@ -199,7 +199,9 @@ class VAE(LightningModule):
         self._noise = self.evaluation_noise()
         self._val_scores: list[Tensor] = []
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> StampScores:
+    def validation_step(  # type: ignore[override]  # callbacks take the scores as they are
+        self, batch: Batch, batch_idx: int
+    ) -> StampScores:
         """Scores at beta = 1 with the same noise at every epoch, so that epochs compare."""
         scores = self.score(batch, self._draw(self._noise, len(batch["index"])))
         self._val_scores.append(
@@ -299,7 +301,7 @@ class VAE(LightningModule):
 
     @torch.inference_mode()
     def score_all(self, loader: Iterator[Batch] | Any) -> Iterator[tuple[Batch, StampScores]]:
-        """`score` each batch of ``loader`` on this model's device, with the fixed evaluation noise."""
+        """`score` each batch of ``loader`` on this model's device, with the evaluation noise."""
         self.eval()
         noise = self.evaluation_noise()
         for batch in loader:

@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from vae_astro.errors import InputError
+
 __all__ = ["ACTIVE_VARIANCE", "FULL_COLLAPSE_NATS", "CollapseVerdict", "judge"]
 
 ACTIVE_VARIANCE = 0.01
@@ -69,13 +71,23 @@ def judge(means: np.ndarray, kl_per_unit: np.ndarray) -> CollapseVerdict:
     Returns
     -------
     CollapseVerdict
+
+    Raises
+    ------
+    InputError
+        If a posterior is not finite.
     """
+    if not (np.isfinite(means).all() and np.isfinite(kl_per_unit).all()):
+        raise InputError(
+            "posteriors are not finite: the run diverged; lower optim.lr, or look for extreme "
+            "pixels and set data.normalize.saturation"
+        )
     active_units = int((np.var(means, axis=0, dtype=np.float64) > ACTIVE_VARIANCE).sum())
-    mean_kl = np.mean(kl_per_unit, axis=0, dtype=np.float64)
+    mean_kl = kl_per_unit.mean(axis=0, dtype=np.float64)
     latent_dim = means.shape[1]
     verdict: Literal["none", "partial", "full"] = "none"
     if active_units == 0 or mean_kl.sum() < FULL_COLLAPSE_NATS:
         verdict = "full"
     elif 2 * active_units < latent_dim:
         verdict = "partial"
-    return CollapseVerdict(verdict, active_units, latent_dim, tuple(mean_kl.tolist()))
+    return CollapseVerdict(verdict, active_units, latent_dim, tuple(map(float, mean_kl)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-__all__ = ["N_SYMMETRIES", "apply_symmetry", "apply_symmetries"]
+__all__ = ["N_SYMMETRIES", "apply_symmetries", "apply_symmetry"]
 
 N_SYMMETRIES = 8
 """Four quarter-turns, each with and without a flip."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from vae_astro.data.simulate import simulate
 from vae_astro.data.stamp import SMALLEST_STAMP, StampReader
 from vae_astro.data.store import StampStore, open_or_pack
 from vae_astro.errors import InputError
-from vae_astro.settings import build, check_int, check_number
+from vae_astro.settings import build, check_choice, check_int, check_number, construct
 
 __all__ = ["READERS", "StampDataModule", "read_labels", "split_rows"]
 
@@ -111,12 +112,15 @@ class StampDataModule(LightningDataModule):
         self.root = Path(root)
         self.size = None if size is None else check_int("data.size", size, minimum=SMALLEST_STAMP)
         given = {} if size is None else {"size": size}
+        check_choice("data.format", format, tuple(READERS))
         self.reader = build("data", READERS, {"name": format, **reader_settings}, **given)
-        self.normalizer = Normalizer(**(normalize or {}))
+        self.normalizer = construct("data.normalize", Normalizer, normalize or {})
         self.store_dir = Path(store_dir)
         self.labels_file = Path(labels) if labels else None
         self.label_column = label_column
-        self.classes = list(classes) if classes else None
+        if isinstance(classes, str):
+            classes = [classes]
+        self.classes = [str(label) for label in classes] if classes else None
         self.batch_size = check_int("data.batch_size", batch_size, minimum=1)
         self.val_fraction = check_number("data.val_fraction", val_fraction, above=0, maximum=0.9)
         self.test_fraction = check_number(
@@ -127,8 +131,10 @@ class StampDataModule(LightningDataModule):
         self.augment = augment
         self.n_workers = check_int("data.n_workers", n_workers, minimum=0)
         self.seed = check_int("seed", seed, minimum=0)
+        if n_stamps is not None:
+            check_int("data.n_stamps", n_stamps, minimum=1)
         self.n_stamps = n_stamps
-        self.simulation_seed = simulation_seed
+        self.simulation_seed = check_int("data.simulation_seed", simulation_seed, minimum=0)
         self.progress = progress
         self._labels: np.ndarray | None = None
 
@@ -154,8 +160,8 @@ class StampDataModule(LightningDataModule):
             if not (len(self.train_rows) and len(self.val_rows)):
                 raise InputError(
                     f"{len(self.store)} stamps split into {len(self.train_rows)} for training and "
-                    f"{len(self.val_rows)} for validation; both need at least one: give more stamps "
-                    "or change data.val_fraction"
+                    f"{len(self.val_rows)} for validation; both need at least one: give more "
+                    "stamps or change data.val_fraction"
                 )
 
     def _open(self) -> StampStore:
@@ -170,7 +176,7 @@ class StampDataModule(LightningDataModule):
 
     @property
     def labels(self) -> np.ndarray:
-        """Label of each row of the store, shape (N,) of str; empty where unknown or not asked for."""
+        """Label of each row of the store, shape (N,); empty where unknown or not asked for."""
         if self._labels is None:
             catalogue = self.store.catalogue
             labels = np.array(catalogue["label"].to_pylist(), dtype=object)
@@ -201,9 +207,10 @@ class StampDataModule(LightningDataModule):
         )
         if self.trainer is not None:
             loop = self.trainer.fit_loop
-            done = loop.epoch_loop.batch_progress.current.processed
+            epochs: Any = loop.epoch_progress.current
+            batches: Any = loop.epoch_loop.batch_progress.current
             # a whole epoch done means that the next one starts at its beginning
-            epoch = loop.epoch_progress.current.processed
+            epoch, done = epochs.processed, batches.processed
             sampler.resume_at(epoch, done if done < len(sampler) else 0)
         return self._loader(sampler)
 
@@ -282,25 +289,30 @@ def read_labels(
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as handle:
-            rows = list(csv.DictReader(handle))
+            table = csv.DictReader(handle)
+            rows, columns = list(table), list(table.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read data.labels={file}: {error}") from error
-    columns = list(rows[0]) if rows else []
     candidates = [column for column in columns if column and column.startswith("label")]
     if label_column is None:
-        label_column = "label" if "label" in candidates else (candidates or [None])[0]
-        if len(candidates) > 1 and label_column != "label":
-            label_column = None
+        if "label" in candidates:
+            label_column = "label"
+        elif len(candidates) == 1:
+            label_column = candidates[0]
     key = next((name for name in ("file", "id") if name in columns), None)
     if key is None or label_column not in columns:
+        wanted = label_column or "one label column: name it with data.label_column"
         raise InputError(
-            f"data.labels={file} has the columns {', '.join(map(str, columns)) or '(none)'}; it needs "
-            f"file or id, and {label_column or 'one label column: name it with data.label_column'}"
+            f"data.labels={file} has the columns {', '.join(map(str, columns)) or '(none)'}; it "
+            f"needs file or id, and {wanted}"
         )
     by_name = {row[key]: (row[label_column] or "").strip() for row in rows}
     if key == "file":
-        files = [source.split("[")[0] for source in sources]
-        names = [[file, Path(file).name] for file in files]
+        files = [re.sub(r"(\[\d+\]){0,2}$", "", source) for source in sources]
+        names = [
+            [source, file, Path(source).name, Path(file).name]
+            for source, file in zip(sources, files, strict=True)
+        ]
     else:
         names = [list(pair) for pair in zip(ids, object_ids, strict=True)]
     labels = [next((by_name[name] for name in each if name in by_name), "") for each in names]

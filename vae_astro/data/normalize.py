@@ -25,7 +25,7 @@ Its square still fits in float32.
 """
 
 NOISE_FLOOR = 1e-4
-"""Smallest propagated noise: far above float32 rounding, so that no pixel weighs infinitely much."""
+"""Smallest propagated noise: far above float32 rounding, so no pixel weighs infinitely much."""
 
 MAD_TO_STD = 1.4826022185056018
 """Standard deviation of a Gaussian over its median absolute deviation."""
@@ -106,7 +106,7 @@ class Normalizer:
     saturation: float | Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        check_choice("data.normalize.stretch", self.stretch, tuple(_STRETCHES) + ("minmax",))
+        check_choice("data.normalize.stretch", self.stretch, (*_STRETCHES, "minmax"))
         check_number("data.normalize.softening", self.softening, above=0)
         for key in ("gain", "saturation"):
             for value in _as_list(getattr(self, key)):
@@ -180,8 +180,8 @@ class Normalizer:
         n_bands = raw.shape[1]
         if len(values) not in (1, n_bands):
             raise InputError(
-                f"data.normalize.{key} has {len(values)} values but the stamps have {n_bands} bands; "
-                "give one value, or one for each band"
+                f"data.normalize.{key} has {len(values)} values but the stamps have {n_bands} "
+                "bands; give one value, or one for each band"
             )
         return raw.new_tensor(values)[:, None, None]
 
@@ -226,6 +226,10 @@ def measure_sky(raw: Tensor, mask: Tensor, *, n_clips: int = 3, clip: float = 3.
     if bool(flat.any()):
         spread = _std(pixels, good)
         noise = noise.where(~flat, spread.where(spread > 0, spread.new_ones(())))
+    # a noise-free simulation has wings of 1e-32: no pixel may lie so far out that its square
+    # leaves float32
+    reach = _at(ordered, count - 1) - ordered[:, 0]
+    noise = noise.maximum(reach / FILL_VALUE_LIMIT)
     zero, one = level.new_zeros(()), level.new_ones(())
     return Sky(level.where(~empty, zero).view(shape), noise.where(~empty, one).view(shape))
 
@@ -304,4 +308,4 @@ def _as_list(value: float | Sequence[float] | None) -> list[float]:
         return []
     if isinstance(value, Sequence) and not isinstance(value, str):
         return list(value)
-    return [value]  # type: ignore[list-item]
+    return [value]

@@ -101,7 +101,7 @@ def simulate(
     for key, value, least in (
         ("data.n_stamps", n_stamps, 1),
         ("data.size", size, 16),
-        ("seed", seed, 0),
+        ("data.simulation_seed", seed, 0),
         ("n_processes", 1 if n_processes is None else n_processes, 1),
     ):
         if value < least:
@@ -284,7 +284,7 @@ def _is_finished(root: Path, settings: dict[str, int]) -> bool:
     raise InputError(
         f"data.root: {root} is taken, found {what}, expected a new or empty folder or a simulation "
         f"with {_listed(settings)}; set data.root to another folder, or data.n_stamps, data.size "
-        "and seed to what is there"
+        "and data.simulation_seed to what is there"
     )
 
 

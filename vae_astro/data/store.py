@@ -23,6 +23,7 @@ import csv
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import zlib
@@ -44,14 +45,13 @@ from vae_astro.data.stamp import SMALLEST_STAMP, Reject, Stamp, StampReader, fit
 from vae_astro.errors import InputError
 from vae_astro.settings import check_int
 
-
 __all__ = ["StampStore", "open_or_pack"]
 
 FORMAT_VERSION = 1
 CHUNK = 512
 """Stamps whose statistics are measured together while packing."""
 PROBE = 32
-"""Files looked at to find the stamp size where none is given."""
+"""Stamps looked at to find the size where none is given."""
 
 log = logging.getLogger(__name__)
 
@@ -110,31 +110,31 @@ class StampStore:
             version = manifest["format_version"]
             catalogue = pq.read_table(path / "catalogue.parquet")
             found = (path / "pixels.f32").stat().st_size
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            bands, n_rejected = tuple(manifest["band_names"]), int(manifest["n_rejected"])
+            sky_level, sky_noise, good_fraction = (
+                np.stack([catalogue[f"{name}_{band}"].to_numpy() for band in bands], axis=1)
+                for name in _STATISTICS
+            )
+            expected = 4 * math.prod(shape)
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise InputError(
                 f"{path} is not a complete stamp store ({error}); delete it"
             ) from error
-        expected = 4 * int(np.prod(shape))
         if version != FORMAT_VERSION or found != expected or len(catalogue) != shape[0]:
             raise InputError(
                 f"{path} is a damaged stamp store or one of another version (format {version}, "
-                f"{found} bytes of pixels, expected format {FORMAT_VERSION} and {expected}); delete it"
+                f"{found} bytes of pixels, expected format {FORMAT_VERSION} and {expected}); "
+                "delete it"
             )
-        bands = tuple(manifest["band_names"])
-
-        def per_band(name: str) -> np.ndarray:
-            columns = [catalogue[f"{name}_{band}"].to_numpy() for band in bands]
-            return np.stack(columns, axis=1).astype(np.float32)
-
         return cls(
             path=path,
             pixels=np.memmap(path / "pixels.f32", np.float32, "r", shape=shape),
-            sky_level=per_band("sky_level"),
-            sky_noise=per_band("sky_noise"),
-            good_fraction=per_band("good_fraction"),
+            sky_level=sky_level,
+            sky_noise=sky_noise,
+            good_fraction=good_fraction,
             catalogue=catalogue,
             band_names=bands,
-            n_rejected=int(manifest["n_rejected"]),
+            n_rejected=n_rejected,
         )
 
     def verify(self) -> bool:
@@ -187,11 +187,12 @@ def open_or_pack(
     key = _key(root, files, reader, size, normalizer)
     path = store_dir / key
     try:
-        store_dir.mkdir(parents=True, exist_ok=True)
-        # one packer at a time for one key: the others wait and then find its work done
-        with FileLock(store_dir / f".{key}.lock"):
-            if not (path / "manifest.json").exists():
-                _pack(path, root, files, reader, size, normalizer, progress)
+        if not (path / "manifest.json").exists():  # a finished store may lie on a read-only disk
+            store_dir.mkdir(parents=True, exist_ok=True)
+            # one packer at a time for one key: the others wait and then find its work done
+            with FileLock(store_dir / f".{key}.lock"):
+                if not (path / "manifest.json").exists():
+                    _pack(path, root, files, reader, size, normalizer, progress)
     except OSError as error:
         raise InputError(
             f"cannot write the stamp store {path}: {error.strerror or error}; "
@@ -214,7 +215,8 @@ def _key(
             status = file.stat()
         except OSError:  # vanished since it was listed: the reader will reject it
             continue
-        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        entry = f"{os.path.relpath(file, root)}\0{status.st_size}\0{status.st_mtime_ns}\0"
+        digest.update(entry.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
@@ -253,7 +255,7 @@ def _pack(
 
 
 def _common_size(root: Path, files: list[Path], reader: StampReader) -> int:
-    """The most common longer side of the first readable stamps, never below the smallest allowed."""
+    """The most common longer side of the first readable stamps, at least the smallest allowed."""
     sides: Counter[int] = Counter()
     for stamp in _readable(root, files, reader):
         sides[max(stamp.pixels.shape[-2:])] += 1
@@ -322,7 +324,10 @@ class _Writer:
             self._write(raw[usable], mask[torch.from_numpy(usable)])
         for stamp in (stamp for stamp, keep in zip(self.waiting, usable, strict=True) if keep):
             for name in _ROW:
-                self.rows[name].append(getattr(stamp, name))
+                value = getattr(stamp, name)
+                if isinstance(value, str):  # file names need not be UTF-8, Parquet must
+                    value = value.encode(errors="backslashreplace").decode()
+                self.rows[name].append(value)
         self.waiting.clear()
 
     def _write(self, raw: np.ndarray, mask: torch.Tensor) -> None:
@@ -342,7 +347,9 @@ class _Writer:
             for band, column in zip(bands, statistics[:, :, k].T, strict=True):
                 columns[f"{name}_{band}"] = np.ascontiguousarray(column)
         pq.write_table(pa.table(columns), folder / "catalogue.parquet")
-        with (folder / "rejects.csv").open("w", newline="") as file:
+        with (folder / "rejects.csv").open(
+            "w", newline="", encoding="utf-8", errors="backslashreplace"
+        ) as file:
             table = csv.DictWriter(file, ["source", "reason", "detail"])
             table.writeheader()
             table.writerows(asdict(reject) for reject in self.rejects)
@@ -357,6 +364,7 @@ class _Writer:
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
 
+_STATISTICS = ("sky_level", "sky_noise", "good_fraction")
 _ROW = ("id", "object_id", "source", "label", "ra", "dec")
 
 

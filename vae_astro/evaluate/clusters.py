@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 __all__ = ["ClusterScores", "kmeans_scores", "pca_codes"]
@@ -53,10 +55,13 @@ def kmeans_scores(codes: np.ndarray, labels: np.ndarray) -> ClusterScores | None
     names, truth = np.unique(labels[labelled].astype(str), return_inverse=True)
     if len(names) < 2:
         return None
-    found = [
-        KMeans(len(names), n_init=10, random_state=seed).fit_predict(codes[labelled])
-        for seed in SEEDS
-    ]
+    with warnings.catch_warnings():
+        # the codes of a full collapse are all the same: a finding, not a failure of k-means
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = [
+            KMeans(len(names), n_init=10, random_state=seed).fit_predict(codes[labelled])
+            for seed in SEEDS
+        ]
     return ClusterScores(
         n_classes=len(names),
         n_labelled=int(labelled.sum()),

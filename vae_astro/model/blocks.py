@@ -35,7 +35,9 @@ class ResidualBlock(nn.Module):
         )
         last = self.body[-1]
         assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
         nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as ``x`` (B, n_channels, H, W)."""

@@ -65,7 +65,7 @@ class ConvEncoder(nn.Module):
             nn.SiLU(),
         )
         self.head = nn.Linear(4 * width * (grid // GRID) ** 2, 2 * latent_dim)
-        # small, so that the first posteriors are close to the prior instead of far outside it
+        # small, so that the first posteriors are close to the prior
         nn.init.normal_(self.head.weight, std=1e-2)
         nn.init.zeros_(self.head.bias)
 

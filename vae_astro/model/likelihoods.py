@@ -14,7 +14,6 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributions import ContinuousBernoulli
 from torch.nn import functional as F  # noqa: N812
 
 from vae_astro.errors import InputError
@@ -101,7 +100,7 @@ class _Scale(nn.Module):
             self.log_std = nn.Parameter(torch.zeros(n_bands))
         else:
             self.register_buffer("mean_square", torch.ones(n_bands))
-            self.register_buffer("n_updates", torch.zeros((), dtype=torch.long))
+            self.register_buffer("n_updates", torch.zeros(n_bands, dtype=torch.long))
 
     def forward(self) -> Tensor:
         """The scale, shape (C, 1, 1)."""
@@ -113,15 +112,15 @@ class _Scale(nn.Module):
         """Fold in the squared ``residual`` (B, C, H, W) of the good pixels."""
         if self.learn == "gradient":
             return
-        good = mask.to(residual.dtype)
-        totals = torch.stack([(residual.square() * good).sum((0, 2, 3)), good.sum((0, 2, 3))])
+        squared = residual.square().where(mask, residual.new_zeros(()))
+        totals = torch.stack([squared.sum((0, 2, 3)), mask.to(residual.dtype).sum((0, 2, 3))])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(totals)
         mean_square = (totals[0] / totals[1].clamp(min=1)).clamp(min=self.FLOOR)
         # a plain average until the window is full, so that the first batches are not half forgotten
-        self.n_updates += 1
-        keep = torch.clamp(1 - 1 / self.n_updates, max=self.momentum)
         observed = totals[1] > 0
+        self.n_updates += observed
+        keep = torch.clamp(1 - 1 / self.n_updates.clamp(min=1), max=self.momentum)
         self.mean_square.copy_(
             torch.where(
                 observed, keep * self.mean_square + (1 - keep) * mean_square, self.mean_square
@@ -269,7 +268,8 @@ class Bernoulli(Likelihood):
                 "set data.normalize.stretch=minmax or choose another likelihood"
             )
         if self.kind == "continuous":
-            log_density = ContinuousBernoulli(logits=output, validate_args=False).log_prob(image)
+            # the same as x logit - log(...) of the paper, written around x = 1/2: no overflow
+            log_density = output * (image - 0.5) - _log_sinhc(0.5 * output)
         else:
             log_density = -F.binary_cross_entropy_with_logits(output, image, reduction="none")
         return _sum_good(log_density, mask)
@@ -277,7 +277,7 @@ class Bernoulli(Likelihood):
     def location(self, output: Tensor) -> Tensor:
         """Mean of the density."""
         if self.kind == "continuous":
-            return ContinuousBernoulli(logits=output, validate_args=False).mean
+            return 0.5 + 0.5 * _langevin(0.5 * output)
         return output.sigmoid()
 
 
@@ -322,6 +322,28 @@ LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
 def _sum_good(values: Tensor, mask: Tensor) -> Tensor:
     """Sum of ``values`` (B, C, H, W) over the pixels of ``mask``, shape (B,)."""
     return values.where(mask, values.new_zeros(())).flatten(1).sum(1)
+
+
+SERIES_BELOW = 0.1
+"""Argument below which the closed forms lose digits and a Taylor series does not."""
+
+
+def _log_sinhc(a: Tensor) -> Tensor:
+    """``log(sinh(a) / a)``, accurate for every ``a``; torch's own clamps and is not normalised."""
+    a = a.abs()
+    safe = a.where(a > SERIES_BELOW, a.new_ones(()))
+    large = safe + torch.log(-torch.expm1(-2 * safe)) - torch.log(2 * safe)
+    square = a.clamp(max=SERIES_BELOW).square()
+    series = square / 6 - square**2 / 180 + square**3 / 2835 - square**4 / 37800
+    return torch.where(a > SERIES_BELOW, large, series)
+
+
+def _langevin(a: Tensor) -> Tensor:
+    """``coth(a) - 1 / a``, the derivative of `_log_sinhc`."""
+    small = a.clamp(-SERIES_BELOW, SERIES_BELOW)
+    series = small / 3 - small**3 / 45 + 2 * small**5 / 945 - small**7 / 4725
+    safe = a.where(a.abs() > SERIES_BELOW, a.new_ones(()))
+    return torch.where(a.abs() > SERIES_BELOW, 1 / safe.tanh() - 1 / safe, series)
 
 
 def _gaussian_log_prob(residual: Tensor, std: Tensor, mask: Tensor) -> Tensor:

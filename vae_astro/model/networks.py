@@ -112,7 +112,7 @@ def conv(
     width: int = 32,
     initialisation: str = "default",
 ) -> Network:
-    """The default: residual convolutions, 1.1 million parameters at width 32 and 63x63."""
+    """The default: residual convolutions, 1.3 million parameters at width 32 and 63x63."""
     check_int("model.latent_dim", latent_dim, minimum=1)
     if check_int("model.width", width, minimum=8) % 8:
         raise InputError(f"model.width must be a multiple of 8, got {width}")

@@ -1,1 +1,1 @@
-"""What is maximised: the KL per unit, the ELBO's named parts, and beta as a function of the step."""
+"""What is maximised: KL per unit, the ELBO's named parts, beta as a function of the step."""

@@ -128,7 +128,7 @@ def cyclical(
     ramp_fraction: float = 0.5,
     free_bits_nats: float = 0.0,
 ) -> Schedule:
-    """``n_cycles`` linear ramps from ``start`` to ``end``, each followed by a hold (Fu et al. 2019).
+    """``n_cycles`` linear ramps from ``start`` to ``end``, each with a hold (Fu et al. 2019).
 
     ``ramp_fraction`` is the share of a cycle spent rising. After the last cycle beta stays at
     ``end``.

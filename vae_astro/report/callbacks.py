@@ -82,7 +82,8 @@ class StampPanels(Callback):
             return
         began = time.perf_counter()
         assert isinstance(pl_module, VAE)
-        monitors = [c for c in trainer.callbacks if isinstance(c, CollapseMonitor)]  # type: ignore[attr-defined]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        monitors = [callback for callback in callbacks if isinstance(callback, CollapseMonitor)]
         panels = draw_panels(pl_module, self._shown, monitors[0] if monitors else None)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

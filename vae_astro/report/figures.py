@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 __all__ = [
     "image_grid",
@@ -156,7 +157,7 @@ def kl_history(steps: Sequence[int], kl_per_unit: np.ndarray) -> Figure:
     return figure
 
 
-def _show(ax: Axes, grid: np.ndarray, label: str, cmap: str, low: float, high: float) -> object:
+def _show(ax: Axes, grid: np.ndarray, label: str, cmap: str, low: float, high: float) -> AxesImage:
     picture = ax.imshow(
         grid, origin="lower", cmap=cmap, vmin=low, vmax=high, interpolation="nearest"
     )
