@@ -133,6 +133,7 @@ class VAE(LightningModule):
         """Expected pixels (B, C, H, W) of code ``z`` (B, Z), normalised."""
         return self.likelihood.location(self.network.decode(z))
 
+    @torch.no_grad()
     def score(self, batch: Batch, eps: Tensor) -> StampScores:
         """Judge a batch without gradients; ``eps`` (B, Z) is standard normal noise."""
         image, mask, noise = batch["image"], batch["mask"], batch["noise"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,17 @@ __all__ = ["StampPanels", "draw_panels"]
 
 N_TRAVERSED = 8
 TRAVERSAL = np.linspace(-3, 3, 9)
+FIRST_GUESS_SECONDS = 1.0
+"""What drawing a set is taken to cost before the first is drawn."""
+
+log = logging.getLogger(__name__)
 
 
 class StampPanels(Callback):
     """Draws reconstructions, traversals, prior samples and KL per unit at validation.
 
-    After the first, a set of panels is drawn only if the time spent drawing stays within
-    ``time_share`` of the time spent training. The last set is always drawn, at the end.
+    A set of panels is drawn only if the time spent drawing stays within ``time_share`` of the time
+    spent training. The last set is always drawn, at the end.
 
     Parameters
     ----------
@@ -47,7 +52,7 @@ class StampPanels(Callback):
         self.time_share = check_number("callbacks.time_share", time_share, minimum=0, maximum=1)
         self.folder = folder
         self.seconds_spent = 0.0
-        self._seconds_last = 0.0
+        self._seconds_a_set = FIRST_GUESS_SECONDS
         self._started = 0.0
         self._shown: Batch | None = None
 
@@ -68,9 +73,9 @@ class StampPanels(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         elapsed = time.perf_counter() - self._started
-        affordable = self.seconds_spent + self._seconds_last <= self.time_share * elapsed
-        if affordable and not trainer.sanity_checking and trainer.current_epoch:
+        if self.seconds_spent + self._seconds_a_set <= self.time_share * elapsed:
             self._draw(trainer, pl_module)
+            log.debug("drawing took %.1f s of %.1f s so far", self.seconds_spent, elapsed)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw(trainer, pl_module, self.folder)
@@ -93,8 +98,8 @@ class StampPanels(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             for name, figure in panels.items():
                 figure.savefig(folder / f"{name}.png", dpi=110)
-        self._seconds_last = time.perf_counter() - began
-        self.seconds_spent += self._seconds_last
+        self._seconds_a_set = time.perf_counter() - began
+        self.seconds_spent += self._seconds_a_set
 
 
 @torch.no_grad()

@@ -1,0 +1,44 @@
+"""Draw labelled stamps and write them as FITS.
+
+python scripts/simulate.py data.n_stamps=2000 data.root=stamps/mine [n_processes=1]
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from vae_astro.folders import register_resolvers
+
+register_resolvers()
+
+
+@hydra.main(config_path="../conf", config_name="script", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Simulate ``data.n_stamps`` stamps below ``data.root``."""
+    import time
+    from pathlib import Path
+
+    from vae_astro.data.simulate import simulate
+    from vae_astro.errors import InputError
+
+    if "n_stamps" not in cfg.data:
+        sys.exit("error: only data=simulated can be drawn; leave data= away")
+    began = time.perf_counter()
+    try:
+        root = simulate(
+            Path(cfg.data.root),
+            n_stamps=cfg.data.n_stamps,
+            seed=cfg.data.simulation_seed,
+            size=cfg.data.size,
+            n_processes=cfg.n_processes,
+        )
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    seconds = time.perf_counter() - began
+    print(f"{cfg.data.n_stamps} stamps below {root} in {seconds:.1f} s; train on them with:")
+    print(f"python train.py data=fits data.root={root}")
+
+
+if __name__ == "__main__":
+    main()
