@@ -5,7 +5,6 @@ The only place where configuration becomes Python. ``train_command`` is what ``t
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -37,19 +36,18 @@ from vae_astro.checkpoint import (
     warm_start,
 )
 from vae_astro.collapse.monitor import CollapseMonitor
-from vae_astro.collapse.verdict import CollapseVerdict, judge
+from vae_astro.collapse.verdict import judge
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
-from vae_astro.evaluate.clusters import ClusterScores, kmeans_scores, pca_codes
-from vae_astro.evaluate.survey import StampTable, survey
+from vae_astro.evaluate.clusters import score_against_labels
+from vae_astro.evaluate.survey import survey
+from vae_astro.report import summary
 from vae_astro.report.callbacks import StampPanels
 from vae_astro.settings import check_int
 from vae_astro.vae import VAE
 
 __all__ = ["RunResult", "train", "train_command"]
 
-MAX_SCORED = 20_000
-"""Stamps that clusters are scored on, so that the baseline's images fit in memory."""
 
 USUAL_STEPS = 1500
 """Optimiser steps of a run whose length is not given, ..."""
@@ -188,16 +186,16 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
         table = survey(vae, datamodule.in_order(np.arange(len(datamodule.store))))
         held_out = table.rows(datamodule.val_rows)
         verdict = judge(held_out.mean, held_out.kl_per_unit)
-        classes = _score_classes(table, labels, datamodule)
+        classes = score_against_labels(table.mean, labels, datamodule.in_order)
         timing = {
             "seconds_total": time.perf_counter() - began,
             "seconds_fit": seconds_fit,
             "train_stamps_per_second": n_stamps_seen / seconds_fit,
         }
-        metrics = _metrics(held_out, verdict, classes, datamodule, timing)
-        _write_json(run_dir / "metrics.json", metrics)
-        _log_hyperparameters(trainer, settings, metrics)
-        _report(metrics, verdict, run_dir)
+        metrics = summary.metrics_of(held_out, verdict, classes, datamodule, timing)
+        summary.write_metrics(run_dir, metrics)
+        summary.log_hyperparameters(trainer, settings, metrics)
+        log.info("%s", summary.closing_lines(metrics, verdict, run_dir))
     return RunResult(vae, metrics, run_dir)
 
 
@@ -309,114 +307,6 @@ def _say_what_is_trained(vae: VAE, datamodule: StampDataModule, trainer: Trainer
         trainer.strategy.root_device,
         trainer.precision,
     )
-
-
-def _score_classes(
-    table: StampTable, labels: np.ndarray, datamodule: StampDataModule
-) -> dict[str, Any]:
-    labelled = np.flatnonzero(labels != "")
-    if len(labelled) > MAX_SCORED:
-        labelled = np.sort(np.random.default_rng(0).choice(labelled, MAX_SCORED, replace=False))
-    latent = pca = None
-    if len(set(labels[labelled])) >= 2:
-        latent = kmeans_scores(table.mean[labelled], labels[labelled])
-        images = np.concatenate(
-            [batch["image"].flatten(1).numpy() for batch in datamodule.in_order(labelled)]
-        )
-        pca = kmeans_scores(pca_codes(images), labels[labelled])
-
-    def figure(scores: ClusterScores | None, name: str) -> Any:
-        return None if scores is None else getattr(scores, name)
-
-    return {
-        "n_classes": figure(latent, "n_classes"),
-        "n_labelled": figure(latent, "n_labelled"),
-        "nmi": figure(latent, "nmi"),
-        "ari": figure(latent, "ari"),
-        "nmi_pca": figure(pca, "nmi"),
-        "ari_pca": figure(pca, "ari"),
-    }
-
-
-def _metrics(
-    held_out: StampTable,
-    verdict: CollapseVerdict,
-    classes: dict[str, Any],
-    datamodule: StampDataModule,
-    timing: dict[str, float],
-) -> dict[str, Any]:
-    reconstruction = float(held_out.reconstruction_nats.mean(dtype=np.float64))
-    return {
-        "val": {
-            "elbo_nats": reconstruction - verdict.kl_nats,
-            "reconstruction_nats": reconstruction,
-            "kl_nats": verdict.kl_nats,
-            "chi2_per_pixel": float(np.median(held_out.chi2_per_pixel)),
-        },
-        "collapse": {
-            "verdict": verdict.verdict,
-            "active_units": verdict.active_units,
-            "latent_dim": verdict.latent_dim,
-            "kl_per_unit_nats": list(verdict.kl_per_unit_nats),
-            "mutual_information_nats": None,
-            "forecast": None,
-        },
-        "classes": classes,
-        "data": {
-            "n_train": len(datamodule.train_rows),
-            "n_val": len(datamodule.val_rows),
-            "n_test": len(datamodule.test_rows),
-            "n_rejected": datamodule.store.n_rejected,
-        },
-        "timing": timing,
-    }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
-
-
-def _log_hyperparameters(
-    trainer: Trainer, settings: dict[str, Any], metrics: dict[str, Any]
-) -> None:
-    parts = ("model", "likelihood", "beta", "optim")
-    chosen = {f"{part}.{key}": value for part in parts for key, value in settings[part].items()}
-    chosen |= {"seed": settings["seed"], "data.batch_size": settings["data"]["batch_size"]}
-    final = {f"final/{name}": value for name, value in metrics["val"].items()}
-    final["final/active_units"] = metrics["collapse"]["active_units"]
-    if metrics["classes"]["nmi"] is not None:
-        final["final/nmi"] = metrics["classes"]["nmi"]
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(chosen, final, trainer.global_step)
-            logger.finalize("success")
-
-
-def _report(metrics: dict[str, Any], verdict: CollapseVerdict, run_dir: Path) -> None:
-    val, classes = metrics["val"], metrics["classes"]
-    shown = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
-    lines = [
-        "",
-        f"ELBO at beta = 1   {val['elbo_nats']:.1f} nats per stamp "
-        f"(reconstruction {val['reconstruction_nats']:.1f}, KL {val['kl_nats']:.2f})",
-        f"active units       {verdict.active_units} of {verdict.latent_dim}",
-        f"chi2 per pixel     {val['chi2_per_pixel']:.3f} (median over validation stamps)",
-    ]
-    if classes["nmi"] is not None:
-        lines.append(
-            f"k-means NMI        {classes['nmi']:.3f} on the latents, {classes['nmi_pca']:.3f} on "
-            f"PCA(16) ({classes['n_labelled']} stamps of {classes['n_classes']} classes)"
-        )
-    lines += [
-        f"verdict            {verdict.sentence}",
-        f"best checkpoint    {shown}/checkpoints/best.ckpt",
-        f"pictures           {shown}/figures",
-        "next               tensorboard --logdir runs",
-        f"                   python train.py init_from={shown}   (another run from these weights)",
-    ]
-    log.info("%s", "\n".join(lines))
 
 
 def _quieten() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +11,13 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from torch import Tensor
 
-__all__ = ["ClusterScores", "kmeans_scores", "pca_codes"]
+__all__ = ["ClusterScores", "LabelScores", "kmeans_scores", "pca_codes", "score_against_labels"]
 
 SEEDS = (0, 1, 2)
+MAX_SCORED = 20_000
+"""Stamps that are scored at most, so that the baseline's images fit in memory."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,47 @@ class ClusterScores:
     n_labelled: int
     nmi: float
     ari: float
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """k-means on the latent code, beside k-means on principal components of the same stamps."""
+
+    latent: ClusterScores
+    pca: ClusterScores
+
+
+def score_against_labels(
+    codes: np.ndarray,
+    labels: np.ndarray,
+    batches: Callable[[np.ndarray], Iterable[Mapping[str, Tensor]]],
+) -> LabelScores | None:
+    """Score the latent code of the labelled stamps, beside the baseline.
+
+    Parameters
+    ----------
+    codes : ndarray, shape (N, Z)
+        Posterior means.
+    labels : ndarray, shape (N,), str
+        Empty where unknown.
+    batches : callable
+        Rows to batches with an ``image``, for the baseline.
+
+    Returns
+    -------
+    LabelScores or None
+        None with fewer than two classes. Above `MAX_SCORED` labelled stamps, of a random choice.
+    """
+    labelled = np.flatnonzero(labels != "")
+    if len(labelled) > MAX_SCORED:
+        labelled = np.sort(np.random.default_rng(0).choice(labelled, MAX_SCORED, replace=False))
+    latent = kmeans_scores(codes[labelled], labels[labelled])
+    if latent is None:
+        return None
+    images = np.concatenate([batch["image"].flatten(1).numpy() for batch in batches(labelled)])
+    pca = kmeans_scores(pca_codes(images), labels[labelled])
+    assert pca is not None
+    return LabelScores(latent, pca)
 
 
 def kmeans_scores(codes: np.ndarray, labels: np.ndarray) -> ClusterScores | None:

@@ -73,7 +73,7 @@ def reconstructions(
     band_names : sequence of str, length C
     """
     n, n_bands = image.shape[:2]
-    figure = Figure(figsize=(1.05 * n + 1.4, 3.4 * n_bands + 0.6), layout="constrained")
+    figure = Figure(figsize=(1.05 * n + 1.4, 3.4 * n_bands + 0.6), layout="compressed")
     axes = figure.subplots(3 * n_bands, 1, squeeze=False)[:, 0]
     for band, name in enumerate(band_names):
         seen = np.where(mask[:, band], image[:, band], np.nan)
@@ -105,7 +105,7 @@ def traversals(decoded: np.ndarray, units: Sequence[int], kl_nats: Sequence[floa
     """
     n_units, n_steps = decoded.shape[:2]
     low, high = _limits(decoded)
-    figure = Figure(figsize=(0.9 * n_steps + 1.9, 0.92 * n_units + 0.9), layout="constrained")
+    figure = Figure(figsize=(0.9 * n_steps + 1.9, 0.92 * n_units + 0.9), layout="compressed")
     axes = figure.subplots(n_units, 1, squeeze=False)[:, 0]
     for ax, images, unit, kl in zip(axes, decoded, units, kl_nats, strict=True):
         picture = _show(
@@ -120,7 +120,7 @@ def stamp_sheet(images: np.ndarray, title: str, n_columns: int = 8) -> Figure:
     """A sheet of stamps of one band, (N, H, W), normalised."""
     low, high = _limits(images)
     n_rows = -(-len(images) // n_columns)
-    figure = Figure(figsize=(0.95 * n_columns + 1.1, 0.95 * n_rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(0.95 * n_columns + 1.1, 0.95 * n_rows + 0.5), layout="compressed")
     ax = figure.subplots()
     picture = _show(ax, image_grid(images, n_columns), "", "viridis", low, high)
     figure.colorbar(picture, ax=ax, pad=0.01)
@@ -139,7 +139,7 @@ def kl_history(steps: Sequence[int], kl_per_unit: np.ndarray) -> Figure:
         In nats.
     """
     order = np.argsort(kl_per_unit[-1])
-    figure = Figure(figsize=(7, 0.16 * kl_per_unit.shape[1] + 2), layout="constrained")
+    figure = Figure(figsize=(7, 0.16 * kl_per_unit.shape[1] + 2), layout="compressed")
     ax = figure.subplots()
     picture = ax.pcolormesh(
         np.arange(len(steps) + 1),

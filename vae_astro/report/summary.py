@@ -1,0 +1,125 @@
+"""The figures of a finished run: ``metrics.json``, TensorBoard's table, the closing lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from vae_astro.collapse.verdict import CollapseVerdict
+from vae_astro.data.datamodule import StampDataModule
+from vae_astro.evaluate.clusters import LabelScores
+from vae_astro.evaluate.survey import StampTable
+
+__all__ = ["closing_lines", "log_hyperparameters", "metrics_of", "write_metrics"]
+
+
+def metrics_of(
+    held_out: StampTable,
+    verdict: CollapseVerdict,
+    classes: LabelScores | None,
+    datamodule: StampDataModule,
+    timing: dict[str, float],
+) -> dict[str, Any]:
+    """What ``metrics.json`` holds: plain numbers, None for what was not computed.
+
+    Parameters
+    ----------
+    held_out : StampTable
+        Validation stamps.
+    verdict : CollapseVerdict
+        Of the same stamps.
+    classes : LabelScores or None
+        Clusters against labels.
+    datamodule : StampDataModule
+        For the number of stamps.
+    timing : dict
+        Seconds and rates.
+    """
+    reconstruction = float(held_out.reconstruction_nats.mean(dtype=np.float64))
+    return {
+        "val": {
+            "elbo_nats": reconstruction - verdict.kl_nats,
+            "reconstruction_nats": reconstruction,
+            "kl_nats": verdict.kl_nats,
+            "chi2_per_pixel": float(np.median(held_out.chi2_per_pixel)),
+        },
+        "collapse": {
+            "verdict": verdict.verdict,
+            "active_units": verdict.active_units,
+            "latent_dim": verdict.latent_dim,
+            "kl_per_unit_nats": list(verdict.kl_per_unit_nats),
+            "mutual_information_nats": None,
+            "forecast": None,
+        },
+        "classes": {
+            "n_classes": None if classes is None else classes.latent.n_classes,
+            "n_labelled": None if classes is None else classes.latent.n_labelled,
+            "nmi": None if classes is None else classes.latent.nmi,
+            "ari": None if classes is None else classes.latent.ari,
+            "nmi_pca": None if classes is None else classes.pca.nmi,
+            "ari_pca": None if classes is None else classes.pca.ari,
+        },
+        "data": {
+            "n_train": len(datamodule.train_rows),
+            "n_val": len(datamodule.val_rows),
+            "n_test": len(datamodule.test_rows),
+            "n_rejected": datamodule.store.n_rejected,
+        },
+        "timing": timing,
+    }
+
+
+def write_metrics(run_dir: Path, metrics: dict[str, Any]) -> None:
+    """Write ``metrics.json``, whole or not at all."""
+    partial = run_dir / ".metrics.partial"
+    partial.write_text(json.dumps(metrics, indent=2) + "\n")
+    partial.replace(run_dir / "metrics.json")
+
+
+def log_hyperparameters(
+    trainer: Trainer, settings: dict[str, Any], metrics: dict[str, Any]
+) -> None:
+    """Put the settings and the final figures side by side in TensorBoard's table."""
+    parts = ("model", "likelihood", "beta", "optim")
+    chosen = {f"{part}.{key}": value for part in parts for key, value in settings[part].items()}
+    chosen |= {"seed": settings["seed"], "data.batch_size": settings["data"]["batch_size"]}
+    final = {f"final/{name}": value for name, value in metrics["val"].items()}
+    final["final/active_units"] = metrics["collapse"]["active_units"]
+    if metrics["classes"]["nmi"] is not None:
+        final["final/nmi"] = metrics["classes"]["nmi"]
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(chosen, final, trainer.global_step)
+            logger.finalize("success")
+
+
+def closing_lines(metrics: dict[str, Any], verdict: CollapseVerdict, run_dir: Path) -> str:
+    """What a run says at its end, for a person."""
+    val, classes = metrics["val"], metrics["classes"]
+    shown = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
+    lines = [
+        "",
+        f"ELBO at beta = 1   {val['elbo_nats']:.1f} nats per stamp "
+        f"(reconstruction {val['reconstruction_nats']:.1f}, KL {val['kl_nats']:.2f})",
+        f"active units       {verdict.active_units} of {verdict.latent_dim}",
+        f"chi2 per pixel     {val['chi2_per_pixel']:.3f} (median over validation stamps)",
+    ]
+    if classes["nmi"] is not None:
+        lines.append(
+            f"k-means NMI        {classes['nmi']:.3f} on the latents, {classes['nmi_pca']:.3f} on "
+            f"PCA(16) ({classes['n_labelled']} stamps of {classes['n_classes']} classes)"
+        )
+    lines += [
+        f"verdict            {verdict.sentence}",
+        f"best checkpoint    {shown}/checkpoints/best.ckpt",
+        f"pictures           {shown}/figures",
+        "next               tensorboard --logdir runs",
+        f"                   python train.py init_from={shown}   (another run from these weights)",
+    ]
+    return "\n".join(lines)
