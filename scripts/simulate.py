@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     import time
     from pathlib import Path
 
-    from vae_astro.data.simulate import simulate
+    from vae_astro.data.simulate import GAIN_E_PER_ADU, SATURATION_ADU, simulate
     from vae_astro.errors import InputError
 
     if "n_stamps" not in cfg.data:
@@ -37,7 +37,10 @@ def main(cfg: DictConfig) -> None:
         sys.exit(f"error: {error}")
     seconds = time.perf_counter() - began
     print(f"{cfg.data.n_stamps} stamps below {root} in {seconds:.1f} s; train on them with:")
-    print(f"python train.py data=fits data.root={root}")
+    print(
+        f"python train.py data=fits data.root={root} data.normalize.gain={GAIN_E_PER_ADU} "
+        f"data.normalize.saturation={SATURATION_ADU:g}"
+    )
 
 
 if __name__ == "__main__":

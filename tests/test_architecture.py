@@ -189,7 +189,7 @@ def test_what_help_needs_does_not_wait_for_torch(light):
         ("vae_astro.objective.kl", "from vae_astro.model.networks import NETWORKS"),
         ("vae_astro.vae", "def late():\n    from vae_astro.checkpoint import load_checkpoint"),
         ("vae_astro.collapse.verdict", "from vae_astro.report import figures"),
-        ("vae_astro.evaluate.survey", "from vae_astro.collapse.verdict import judge"),
+        ("vae_astro.evaluate.scores", "from vae_astro.collapse.verdict import judge"),
         ("vae_astro.report.page", "from vae_astro.run import train"),
         ("vae_astro.settings", "import vae_astro.data.stamp"),
     ],

@@ -13,7 +13,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vae_astro.errors import InputError
@@ -21,6 +22,7 @@ from vae_astro.settings import check_int
 from vae_astro.vae import CHECKPOINT_FORMAT, VAE
 
 __all__ = [
+    "BestCheckpoint",
     "LastCheckpoint",
     "RandomState",
     "WarmStart",
@@ -34,12 +36,12 @@ log = logging.getLogger(__name__)
 
 
 def find_checkpoint(key: str, path: str) -> Path:
-    """The checkpoint that a user means by a file or a run folder (its last one).
+    """The checkpoint that a user means by a file or a run folder.
 
     Parameters
     ----------
     key : str
-        ``resume`` or ``init_from``, for the message.
+        ``resume``, which takes a run's last checkpoint, or ``init_from``, which takes its best.
     path : str
         File, run folder or its ``checkpoints`` folder.
 
@@ -49,13 +51,14 @@ def find_checkpoint(key: str, path: str) -> Path:
         If there is none.
     """
     given = Path(path)
-    candidates = [given, given / "checkpoints" / "last.ckpt", given / "last.ckpt"]
+    name = {"resume": "last.ckpt", "init_from": "best.ckpt"}[key]
+    candidates = [given, given / "checkpoints" / name, given / name]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     if not given.exists():
         raise InputError(f"{key}={path} does not exist; give a run folder or a .ckpt file")
-    raise InputError(f"{key}={path} holds no checkpoint: there is no checkpoints/last.ckpt in it")
+    raise InputError(f"{key}={path} holds no checkpoint: there is no checkpoints/{name} in it")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -189,6 +192,9 @@ class RandomState(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._loaded is None:
+            # one seed for all processes would draw the same noise for different stamps
+            if trainer.world_size > 1:
+                seed_everything(torch.initial_seed() + trainer.global_rank, verbose=False)
             return
         if len(self._loaded) != trainer.world_size:
             log.warning(
@@ -203,6 +209,40 @@ class RandomState(Callback):
         version, internal, gauss = state["python"]
         random.setstate((version, tuple(internal), gauss))
         self._loaded = None
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``best.ckpt``: the highest validation ELBO at beta = 1.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            folder,
+            filename="best",
+            monitor="val/elbo_nats",
+            mode="max",
+            enable_version_counter=False,
+            # when validation ends, so that the last checkpoint of the same epoch knows of it
+            save_on_train_epoch_end=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best score also where the run folder has moved."""
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        state = dict(state_dict)
+        state["dirpath"] = self.dirpath
+        state["best_model_path"] = here(state["best_model_path"])
+        state["kth_best_model_path"] = here(state["kth_best_model_path"])
+        state["best_k_models"] = {here(k): v for k, v in state["best_k_models"].items()}
+        super().load_state_dict(state)
 
 
 class LastCheckpoint(Callback):
@@ -223,18 +263,34 @@ class LastCheckpoint(Callback):
     def __init__(self, folder: Path, every_n_steps: int = 500) -> None:
         self.path = Path(folder) / "last.ckpt"
         self.every_n_steps = check_int("callbacks.save_every_n_steps", every_n_steps, minimum=1)
-        self._interrupted = False
-        self._previous_handler: Any = None
+        self._received: int | None = None
+        self._previous_handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
+            self._previous_handlers = {
+                number: signal.signal(number, self._receive)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
 
-    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        if self._interrupted:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received == signal.SIGINT == number:
             raise KeyboardInterrupt
-        self._interrupted = True
+        self._received = number
         log.warning("stopping after this step; Ctrl-C again to stop at once")
+
+    def _stops(self, trainer: Trainer) -> bool:
+        """Whether any process was told to stop; asked by all at the same step, or they hang."""
+        stops = self._received is not None
+        if trainer.world_size > 1:
+            stops = trainer.strategy.reduce_boolean_decision(stops, all=False)
+        return stops
+
+    def _stop(self, trainer: Trainer) -> None:
+        self._save(trainer)
+        if self._received == signal.SIGTERM:
+            raise SIGTERMException
+        raise KeyboardInterrupt
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -248,25 +304,25 @@ class LastCheckpoint(Callback):
     ) -> None:
         if batch_idx + 1 == trainer.num_training_batches:
             return  # the epoch's own save follows, after validation
-        if self._interrupted or trainer.received_sigterm:
-            self._save(trainer)
-            if self._interrupted:
-                raise KeyboardInterrupt
-        elif trainer.global_step % self.every_n_steps == 0:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # gathered gradients are not saved
+        if self._stops(trainer):
+            self._stop(trainer)
+        if trainer.global_step % self.every_n_steps == 0:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         n_epochs = trainer.current_epoch + 1
         validated = n_epochs % (trainer.check_val_every_n_epoch or 1) == 0
-        if self._interrupted or validated or n_epochs == trainer.max_epochs:
+        if self._stops(trainer):
+            self._stop(trainer)
+        if validated or n_epochs == trainer.max_epochs:
             self._save(trainer)
-        if self._interrupted:
-            raise KeyboardInterrupt
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+        self._previous_handlers.clear()
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.path, weights_only=False)  # with the optimiser

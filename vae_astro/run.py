@@ -6,6 +6,7 @@ The only place where configuration becomes Python. ``train_command`` is what ``t
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
@@ -17,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_astro.checkpoint import (
+    BestCheckpoint,
     LastCheckpoint,
     RandomState,
     find_checkpoint,
@@ -39,8 +40,8 @@ from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.collapse.verdict import judge
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
-from vae_astro.evaluate.clusters import score_against_labels
-from vae_astro.evaluate.survey import survey
+from vae_astro.evaluate.clusters import labelled_rows, score_against_labels
+from vae_astro.evaluate.scores import score_stamps
 from vae_astro.report import summary
 from vae_astro.report.callbacks import StampPanels
 from vae_astro.settings import check_int
@@ -72,7 +73,11 @@ def train_command(cfg: DictConfig) -> float:
             _quieten()
             settings = run_settings(cfg)
             run_dir = Path(HydraConfig.get().runtime.output_dir)
-            return train(settings, run_dir).metrics["val"]["elbo_nats"]
+            metrics = train(settings, run_dir).metrics
+            return metrics["val"]["elbo_nats"] if metrics else math.nan
+    except KeyboardInterrupt:
+        log.warning("stopped before the training began; nothing half-written is left")
+        sys.exit(128 + signal.SIGINT)
     except (InputError, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -114,7 +119,7 @@ class RunResult:
     vae : VAE
         With the weights of the best checkpoint.
     metrics : dict
-        What ``metrics.json`` holds.
+        What ``metrics.json`` holds; empty on all processes but the first.
     run_dir : Path
     """
 
@@ -140,9 +145,13 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     """
     began = time.perf_counter()
     seed_everything(check_int("seed", settings["seed"], minimum=0), workers=True, verbose=False)
+    if not settings["resume"]:
+        _refuse_taken(run_dir)
     # what is wrong with the trainer or the model should not wait for the data to be read
-    callbacks = _callbacks(settings["callbacks"], run_dir)
-    trainer = _trainer(settings, run_dir, callbacks)
+    panels = StampPanels(settings["callbacks"]["n_stamps"], settings["callbacks"]["time_share"])
+    trainer = _trainer(settings, run_dir, [panels, *_callbacks(settings["callbacks"], run_dir)])
+    if not trainer.is_global_zero:
+        logging.getLogger("vae_astro").setLevel(logging.WARNING)
     resume = find_checkpoint("resume", settings["resume"]) if settings["resume"] else None
     datamodule = StampDataModule(
         **settings["data"],
@@ -152,6 +161,8 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     _vae(settings, stamp_shape=(1, 64, 64), band_names=None)
     datamodule.prepare_data()
     datamodule.setup()
+    _refuse_too_few(datamodule, trainer)
+    seed_everything(settings["seed"], workers=True, verbose=False)
     vae = _vae(settings, datamodule.store.stamp_shape, datamodule.store.band_names)
     labels = datamodule.labels  # an unusable label file is refused now
     _say_what_is_trained(vae, datamodule, trainer)
@@ -163,7 +174,7 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     if resume is not None:
         refuse_other_shapes(vae, resume)
 
-    _set_length(trainer, settings["trainer"], datamodule)
+    _set_length(trainer, settings["trainer"], datamodule.steps_per_epoch(trainer.world_size))
 
     fit_began = time.perf_counter()
     n_steps_before = load_checkpoint(resume)["global_step"] if resume else 0
@@ -183,16 +194,24 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     vae.to(trainer.strategy.root_device)
     metrics: dict[str, Any] = {}
     if trainer.is_global_zero:
-        table = survey(vae, datamodule.in_order(np.arange(len(datamodule.store))))
-        held_out = table.rows(datamodule.val_rows)
+        log.info("judging the best checkpoint")
+        labelled = labelled_rows(labels)
+        rows = np.unique(np.concatenate([datamodule.val_rows, datamodule.test_rows, labelled]))
+        table = score_stamps(vae, datamodule.in_order(rows))
+        held_out = table.of(datamodule.val_rows)
         verdict = judge(held_out.mean, held_out.kl_per_unit)
-        classes = score_against_labels(table.mean, labels, datamodule.in_order)
+        classes = score_against_labels(
+            table.of(labelled).mean, labels[labelled], datamodule.in_order(labelled)
+        )
+        shown = datamodule.val_rows[: panels.n_stamps]
+        panels.draw_last(trainer, vae, next(iter(datamodule.in_order(shown))), run_dir / "figures")
         timing = {
             "seconds_total": time.perf_counter() - began,
             "seconds_fit": seconds_fit,
             "train_stamps_per_second": n_stamps_seen / seconds_fit,
         }
-        metrics = summary.metrics_of(held_out, verdict, classes, datamodule, timing)
+        test = table.of(datamodule.test_rows)
+        metrics = summary.metrics_of(held_out, test, verdict, classes, datamodule, timing)
         summary.write_metrics(run_dir, metrics)
         summary.log_hyperparameters(trainer, settings, metrics)
         log.info("%s", summary.closing_lines(metrics, verdict, run_dir))
@@ -221,16 +240,9 @@ def _callbacks(settings: dict[str, Any], run_dir: Path) -> list[Callback]:
     checkpoints = run_dir / "checkpoints"
     callbacks: list[Callback] = [
         CollapseMonitor(),
-        StampPanels(settings["n_stamps"], settings["time_share"], run_dir / "figures"),
         RandomState(),
         LastCheckpoint(checkpoints, settings["save_every_n_steps"]),
-        ModelCheckpoint(
-            checkpoints,
-            filename="best",
-            monitor="val/elbo_nats",
-            mode="max",
-            enable_version_counter=False,
-        ),
+        BestCheckpoint(checkpoints),
     ]
     if settings["progress"]:
         # a terminal is redrawn often, a batch log gets a line now and then
@@ -265,9 +277,28 @@ def _trainer(settings: dict[str, Any], run_dir: Path, callbacks: list[Callback])
         ) from error
 
 
-def _set_length(trainer: Trainer, options: dict[str, Any], datamodule: StampDataModule) -> None:
+def _refuse_taken(run_dir: Path) -> None:
+    """Raise `InputError` where another run would be overwritten."""
+    # the processes that ddp starts come here when the first has begun to write
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0 and any(run_dir.glob("checkpoints/*.ckpt")):
+        raise InputError(
+            f"run_dir={run_dir} holds another run; choose another run_dir, or go on with that run: "
+            f"resume={run_dir}"
+        )
+
+
+def _refuse_too_few(datamodule: StampDataModule, trainer: Trainer) -> None:
+    """Raise `InputError` unless every process gets stamps to train on and to validate."""
+    n_val, n_ranks = len(datamodule.val_rows), trainer.world_size
+    if n_val < n_ranks:
+        raise InputError(
+            f"{n_val} validation stamps cannot be shared by {n_ranks} processes; set fewer "
+            "trainer.devices or a larger data.val_fraction"
+        )
+
+
+def _set_length(trainer: Trainer, options: dict[str, Any], steps_per_epoch: int) -> None:
     """Fill in what the trainer's settings leave to the number of stamps."""
-    steps_per_epoch = len(datamodule.train_dataloader())
     if options["max_epochs"] is None:
         fewest, most = EPOCHS
         trainer.fit_loop.max_epochs = min(max(-(-USUAL_STEPS // steps_per_epoch), fewest), most)
@@ -307,6 +338,10 @@ def _say_what_is_trained(vae: VAE, datamodule: StampDataModule, trainer: Trainer
         trainer.strategy.root_device,
         trainer.precision,
     )
+    if not vae.likelihood.is_density:
+        log.warning("this likelihood is not a density: beta has no fixed meaning in training")
+    if vae.normalizer.gain is None:
+        log.info("noise: the sky's only; set data.normalize.gain for the Poisson noise of sources")
 
 
 def _quieten() -> None:
@@ -315,4 +350,3 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    torch.set_float32_matmul_precision("high")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -25,10 +27,12 @@ from vae_astro.objective.beta import SCHEDULES, RatePenalty, Schedule
 from vae_astro.objective.elbo import Elbo
 from vae_astro.settings import build, check_choice, check_int, check_number, construct
 
-__all__ = ["VAE", "StampScores"]
+__all__ = ["VAE", "StampScores", "gather"]
 
 CHECKPOINT_FORMAT = 1
 EVALUATION_SEED = 20_260
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class StampScores:
         Expected pixels at the posterior mean, normalised.
     chi2_per_pixel : Tensor, shape (B,)
         Mean over the good pixels of the squared residual at the posterior mean, in units of the
-        propagated pixel noise: near 1 where the stamp is explained down to its noise.
+        pixel noise (`Normalizer.residual`): near 1 where the stamp is explained down to its noise.
     """
 
     posterior: DiagonalGaussian
@@ -114,12 +118,11 @@ class VAE(LightningModule):
             "prior", PRIORS, prior or {"name": "standard"}, latent_dim=self.latent_dim
         )
         self.beta_settings = dict(beta or {"name": "linear"})
-        self._schedule(total_steps=1)  # refuse bad settings now, not after the data is read
+        self.schedule = self._schedule_of(1)  # made again when the length of the run is known
         self.optim = construct("optim", _Optim, optim or {})
         self.log_every_n_steps = check_int("log_every_n_steps", log_every_n_steps, minimum=1)
-        self._n_steps = 1
-        self.total_steps: int | None = None
-        """Length of the run that the schedule of beta was made for, in optimiser steps."""
+        self.total_steps = 1
+        """Length of the run that the schedules are made for, in optimiser steps."""
         self.run_settings: dict[str, Any] | None = None
         """What the run was composed of, in plain Python; travels in the checkpoint."""
 
@@ -143,7 +146,8 @@ class VAE(LightningModule):
             self.likelihood.log_prob(image, output, mask, noise), self.prior.kl_per_unit(posterior)
         )
         location = self.decode(posterior.mean)
-        chi2 = ((image - location) / noise).square().where(mask, image.new_zeros(()))
+        chi2 = self.normalizer.residual(image, location, noise).square()
+        chi2 = chi2.where(mask, image.new_zeros(()))
         n_good = mask.flatten(1).sum(1).clamp(min=1)
         return StampScores(posterior, elbo, location, chi2.flatten(1).sum(1) / n_good)
 
@@ -189,60 +193,67 @@ class VAE(LightningModule):
                 "train/loss": loss,
                 "train/reconstruction": elbo.reconstruction.mean(),
                 "train/kl_nats": elbo.kl.mean(),
+                "train/kl_weight": penalty.beta,
                 **learned,
             }
         )
-        self.log("beta", penalty.beta, prog_bar=True)
+        self.log("beta", self.schedule(self.global_step).beta, prog_bar=True)
         if penalty.capacity_nats is not None:
             self.log("capacity_nats", penalty.capacity_nats)
 
     def on_validation_epoch_start(self) -> None:
-        self._noise = self.evaluation_noise()
-        self._val_scores: list[Tensor] = []
+        self._val_scores: list[StampScores] = []
 
     def validation_step(  # type: ignore[override]  # callbacks take the scores as they are
         self, batch: Batch, batch_idx: int
     ) -> StampScores:
         """Scores at beta = 1 with the same noise at every epoch, so that epochs compare."""
-        scores = self.score(batch, self._draw(self._noise, len(batch["index"])))
-        self._val_scores.append(
-            torch.stack([scores.elbo.reconstruction, scores.elbo.kl, scores.chi2_per_pixel], dim=1)
-        )
+        scores = self.score(batch, self.evaluation_noise(batch["index"]))
+        self._val_scores.append(scores)
         return scores
 
     def on_validation_epoch_end(self) -> None:
-        scores = torch.cat(self._val_scores)
+        columns = ("elbo.reconstruction", "elbo.kl", "chi2_per_pixel")
+        reconstruction, kl, chi2 = (
+            gather(torch.cat([attrgetter(name)(scores) for scores in self._val_scores]))
+            for name in columns
+        )
         self._val_scores.clear()
-        reconstruction, kl, _ = scores.mean(0)
         self.log_dict(
             {
-                "val/elbo_nats": reconstruction - kl,
-                "val/reconstruction_nats": reconstruction,
-                "val/kl_nats": kl,
-                "val/chi2_per_pixel": scores[:, 2].median(),
+                "val/elbo_nats": (reconstruction - kl).mean(),
+                "val/reconstruction_nats": reconstruction.mean(),
+                "val/kl_nats": kl.mean(),
+                "val/chi2_per_pixel": chi2.quantile(0.5),
             },
-            sync_dist=True,
+            sync_dist=True,  # every process has gathered the same numbers
         )
 
     def configure_optimizers(self) -> Any:
         """Adam or AdamW, with the learning rate as a pure function of the step."""
-        optimizer = self.optim.optimizer(self)
+        # with a scaled loss, clipping needs the gradients apart from the step
+        fused = not str(self.trainer.precision).endswith("-mixed")
+        optimizer = self.optim.optimizer(self, fused)
         # the length of the run is filled in at its start: asking the trainer for it here would make
         # the loaders before a resumed run knows where it goes on
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.optim.factor(step, self._n_steps)
+            optimizer, lambda step: self.optim.factor(step, self.total_steps)
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def on_train_start(self) -> None:
-        self._n_steps = int(self.trainer.estimated_stepping_batches)
-        # a resumed run keeps the schedule of beta it was started with, however long it is made
-        if self.total_steps is None:
-            self.total_steps = self._n_steps
-        self.schedule = self._schedule(self.total_steps)
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        if self.global_step and total_steps != self.total_steps:
+            log.warning(
+                "the run is now %d steps long, not %d: beta and the learning rate go on as in a run"
+                " of that length",
+                total_steps,
+                self.total_steps,
+            )
+        self.total_steps = total_steps
+        self.schedule = self._schedule_of(total_steps)
 
-    def _schedule(self, total_steps: int) -> Schedule:
-        # constant takes no length
+    def _schedule_of(self, total_steps: int) -> Schedule:
         return build("beta", SCHEDULES, self.beta_settings, total_steps=total_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -258,14 +269,15 @@ class VAE(LightningModule):
 
     # -- use ---------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def embed(self, raw: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """Posterior means of raw stamps.
 
         Parameters
         ----------
         raw : ndarray, shape (N, C, H, W), or (N, H, W) with one band, or a single stamp
-            Pixels as the file holds them, any dtype and byte order; NaN is masked. Another size
-            than the model's is centre-cropped or padded.
+            Pixels as the file holds them, any dtype and byte order; NaN and what a masked array
+            masks are left out. Another size than the model's is centre-cropped or padded.
         batch_size : int
             Stamps at a time.
 
@@ -283,6 +295,7 @@ class VAE(LightningModule):
         ]
         return torch.cat(means).cpu().numpy()
 
+    @torch.inference_mode()
     def reconstruct(self, raw: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """What the model makes of raw stamps, shape (N, C, H, W), in their own units.
 
@@ -300,22 +313,17 @@ class VAE(LightningModule):
         z = self.prior.sample(n, torch.Generator().manual_seed(seed))
         return self.eval().decode(z.to(self.device)).cpu().numpy()
 
-    @torch.inference_mode()
-    def score_all(self, loader: Iterator[Batch] | Any) -> Iterator[tuple[Batch, StampScores]]:
-        """`score` each batch of ``loader`` on this model's device, with the evaluation noise."""
-        self.eval()
-        noise = self.evaluation_noise()
-        for batch in loader:
-            here = {name: value.to(self.device) for name, value in batch.items()}
-            yield here, self.score(here, self._draw(noise, len(batch["index"])))
+    def evaluation_noise(self, index: Tensor) -> Tensor:
+        """Standard normal noise (B, Z) that each stamp keeps in every evaluation.
 
-    def evaluation_noise(self) -> torch.Generator:
-        """A fresh generator of the noise that evaluation always uses; the global one stays put."""
-        return torch.Generator().manual_seed(EVALUATION_SEED)
-
-    def _draw(self, noise: torch.Generator, n: int) -> Tensor:
-        # drawn on the CPU: the same numbers on every device
-        return torch.randn(n, self.latent_dim, generator=noise).to(self.device)
+        A hash of the stamp's ``index`` (B,), so that it does not matter how stamps are batched or
+        shared out between processes, and no random state moves.
+        """
+        unit = np.arange(self.latent_dim, dtype=np.uint64)
+        rows = index.cpu().numpy().astype(np.uint64)[:, None] + np.uint64(EVALUATION_SEED)
+        mixed = _splitmix64(_splitmix64(rows) ^ unit)
+        uniform = (torch.from_numpy((mixed >> np.uint64(11)).astype(np.float64)) + 0.5) / 2**53
+        return torch.special.ndtri(uniform).float().to(index.device)
 
     def _batches(self, raw: np.ndarray, batch_size: int) -> Iterator[NormalizedStamps]:
         stamps = self._as_stamps(raw)
@@ -325,10 +333,11 @@ class VAE(LightningModule):
             with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is masked
                 chunk = stamps[first : first + batch_size].astype(np.float32)
             fitted = fit_to_size(chunk, self.stamp_shape[1])
-            with torch.inference_mode():
-                yield self.normalizer(torch.from_numpy(fitted).to(self.device))
+            yield self.normalizer(torch.from_numpy(fitted).to(self.device))
 
     def _as_stamps(self, raw: np.ndarray) -> np.ndarray:
+        if np.ma.isMaskedArray(raw):
+            raw = np.ma.filled(raw.astype(np.float32), np.nan)
         raw = np.asarray(raw)
         n_bands = self.stamp_shape[0]
         given = raw.shape
@@ -361,9 +370,9 @@ class _Optim:
         check_choice("optim.schedule", self.schedule, ("constant", "cosine"))
         check_int("optim.warmup_steps", self.warmup_steps, minimum=0)
 
-    def optimizer(self, module: torch.nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, module: torch.nn.Module, fused: bool = True) -> torch.optim.Optimizer:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name]
-        return kind(module.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        return kind(module.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
 
     def factor(self, step: int, total_steps: int) -> float:
         """Share of ``lr`` at ``step``: a linear warm-up, then half a cosine to 1 % (or flat)."""
@@ -372,3 +381,21 @@ class _Optim:
             return rise
         progress = min(step / max(total_steps, 1), 1.0)
         return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def gather(values: Tensor) -> Tensor:
+    """``values`` (N, ...) of all processes, in order of rank; on one process, ``values`` itself."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, values.cpu())
+    return torch.cat(everyone).to(values.device)
+
+
+def _splitmix64(x: np.ndarray) -> np.ndarray:
+    """A hash of 64-bit integers (Steele, Lea & Flood 2014); wraps around by design."""
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

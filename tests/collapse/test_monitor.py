@@ -22,7 +22,7 @@ def validate(monitor: CollapseMonitor, step: int, means: torch.Tensor) -> dict[s
     def log(name: str, value: float, **kwargs: Any) -> None:
         logged[name] = value
 
-    module = SimpleNamespace(log=log, log_dict=logged.update)
+    module = SimpleNamespace(log=log, log_dict=lambda values, **kwargs: logged.update(values))
     trainer = SimpleNamespace(world_size=1, global_step=step)
     for part in means.split(len(means) // 2):
         posterior = DiagonalGaussian(part, torch.full_like(part, -1.0))

@@ -19,8 +19,8 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
+from vae_astro.data import profiles, sky_model
 from vae_astro.data import simulate as simulation
-from vae_astro.data import sky_model
 from vae_astro.data.simulate import CLASSES, SimulatedStamp, draw_stamp, fits_bytes, simulate
 from vae_astro.data.sky_model import GAIN_E_PER_ADU, READ_NOISE_E, SATURATION_ADU, signal_to_noise
 from vae_astro.errors import InputError
@@ -181,7 +181,7 @@ def test_values_above_full_well_are_clipped() -> None:
 @pytest.mark.parametrize("snr", [10.0, 55.0, 300.0])
 @pytest.mark.parametrize("sky_level", [50.0, 400.0])
 def test_light_is_scaled_to_the_signal_to_noise_asked_for(snr: float, sky_level: float) -> None:
-    light = sky_model._expose(galsim.DeltaFunction(), 2.1, 63)
+    light = profiles.expose(galsim.DeltaFunction(), 2.1, 63)
     signal = sky_model._scaled_to(snr, light, sky_level)
     assert signal_to_noise(signal, sky_level) == pytest.approx(snr, rel=1e-8)
     # The definition, not its code: a matched filter's own flux over its scatter in noisy stamps.
@@ -298,7 +298,7 @@ def test_spiral_arms_break_the_symmetry_of_the_disc() -> None:
     """The m = 2, 3, 4 terms of the azimuthal profile, without noise, inclination taken out."""
 
     def armed(profile: galsim.GSObject, shape: dict[str, float]) -> float:
-        light = sky_model._expose(profile, 2.1, 63)
+        light = profiles.expose(profile, 2.1, 63)
         y, x = np.indices(light.shape) - 31.0
         beta = math.radians(shape["position_angle_deg"] + 90)
         u = x * math.cos(beta) + y * math.sin(beta)
@@ -314,7 +314,7 @@ def test_spiral_arms_break_the_symmetry_of_the_disc() -> None:
 
     rng, spirals, smooth = np.random.default_rng(SEED), [], []
     for _ in range(20):
-        shape, profile = sky_model._spiral(rng, 2.1, 63)
+        shape, profile = profiles.class_profile("spiral", rng, 2.1, 63)
         spirals.append(armed(profile, shape))
         axis_ratio, minor_over_mean = 1 - shape["ellipticity"], math.sqrt(1 - shape["ellipticity"])
         disc = galsim.Exponential(
@@ -370,8 +370,8 @@ def test_empty_sky_has_no_source() -> None:
 def test_a_fainter_canvas_does_not_change_a_painted_profile() -> None:
     """The canvas is surface brightness, of which only the shape matters."""
     x = np.array([0.0, 3.0])
-    canvas = sky_model._beads(x, x, np.array([1.0, 0.5]), width=1.5)
-    one, other = (sky_model._expose(sky_model._painted(canvas * k), 2.1, 63) for k in (1.0, 1e-3))
+    canvas = profiles._beads(x, x, np.array([1.0, 0.5]), width=1.5)
+    one, other = (profiles.expose(profiles._painted(canvas * k), 2.1, 63) for k in (1.0, 1e-3))
     np.testing.assert_allclose(one, other, atol=1e-9)
     assert one.sum() == pytest.approx(1.0, abs=0.01)
 

@@ -80,8 +80,7 @@ def test_grid_is_as_wide_as_its_columns_though_stamps_are_fewer():
 
 def draw_reconstructions(images: np.ndarray) -> Figure:
     band_names = ["g", "r", "i"][: images.shape[1]]
-    noise = np.full_like(images, 0.5)
-    return reconstructions(images, images / 2, noise, np.isfinite(images), band_names)
+    return reconstructions(images, images / 2, images, np.isfinite(images), band_names)
 
 
 def draw_traversals(images: np.ndarray) -> Figure:
@@ -153,14 +152,14 @@ def test_constant_stamps_have_a_stretch_of_one_above_them(value, limits):
 
 def test_reconstructions_show_stamp_model_and_residual_of_each_band():
     image, location = stamps(3, 2, 5, 5, seed=1), stamps(3, 2, 5, 5, seed=2)
-    noise = 1 + stamps(3, 2, 5, 5, seed=3) ** 2
-    figure = reconstructions(image, location, noise, np.ones(image.shape, bool), ["g", "r"])
+    residual = 3 * stamps(3, 2, 5, 5, seed=3)
+    figure = reconstructions(image, location, residual, np.ones(image.shape, bool), ["g", "r"])
     labels = [ax.get_ylabel() for ax in figure.axes if ax.images]
     assert labels == ["g\nstamp", "model", "residual", "r\nstamp", "model", "residual"]
     expected = [
         image_grid(values[:, band].astype(float), 3)
         for band in range(2)
-        for values in (image, location, (image - location) / noise)
+        for values in (image, location, residual)
     ]
     for picture, values in zip(drawn(figure), expected, strict=True):
         np.testing.assert_allclose(picture, values, rtol=1e-5)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from vae_astro.collapse.verdict import judge
-from vae_astro.vae import StampScores
+from vae_astro.vae import StampScores, gather
 
 __all__ = ["CollapseMonitor"]
 
@@ -28,8 +28,8 @@ class CollapseMonitor(Callback):
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.kl_per_unit: list[list[float]] = []
-        self._means: list[np.ndarray] = []
-        self._kl: list[np.ndarray] = []
+        self._means: list[Tensor] = []
+        self._kl: list[Tensor] = []
 
     def on_validation_batch_end(
         self,
@@ -41,24 +41,23 @@ class CollapseMonitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(outputs, StampScores)
-        self._means.append(outputs.posterior.mean.cpu().numpy())
-        self._kl.append(outputs.elbo.kl_per_unit.cpu().numpy())
+        self._means.append(outputs.posterior.mean)
+        self._kl.append(outputs.elbo.kl_per_unit)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        means, kl = (np.concatenate(values) for values in (self._means, self._kl))
+        means, kl = (gather(torch.cat(values)) for values in (self._means, self._kl))
         self._means.clear()
         self._kl.clear()
-        if trainer.world_size > 1:
-            everyone: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(everyone, (means, kl))
-            means, kl = (np.concatenate(values) for values in zip(*everyone, strict=True))
-        verdict = judge(means, kl)
+        verdict = judge(means.cpu().numpy(), kl.cpu().numpy())
         self.steps.append(trainer.global_step)
         self.kl_per_unit.append(list(verdict.kl_per_unit_nats))
         units = sorted(verdict.kl_per_unit_nats, reverse=True)
-        pl_module.log("collapse/active_units", float(verdict.active_units), prog_bar=True)
+        pl_module.log(
+            "collapse/active_units", float(verdict.active_units), prog_bar=True, sync_dist=True
+        )
         pl_module.log_dict(
-            {"collapse/strongest_unit_nats": units[0], "collapse/weakest_unit_nats": units[-1]}
+            {"collapse/strongest_unit_nats": units[0], "collapse/weakest_unit_nats": units[-1]},
+            sync_dist=True,
         )
 
     def state_dict(self) -> dict[str, Any]:

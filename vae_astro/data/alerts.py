@@ -15,7 +15,8 @@ import fastavro
 import numpy as np
 
 from vae_astro.data.files import RefusedError, as_reject, check_file, find_files, source_name
-from vae_astro.data.fits import FITS_SUFFIXES, first_image, sky_position
+from vae_astro.data.fits import FITS_SUFFIXES, first_image
+from vae_astro.data.headers import sky_position
 from vae_astro.data.stamp import Reject, Stamp, fit_to_size
 from vae_astro.errors import InputError
 

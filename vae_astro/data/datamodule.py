@@ -140,6 +140,8 @@ class StampDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Draw the simulated stamps and pack the store, where that is not done yet."""
+        if hasattr(self, "store"):
+            return
         if self.n_stamps is not None:
             simulate(
                 self.root,
@@ -208,27 +210,23 @@ class StampDataModule(LightningDataModule):
         if self.trainer is not None:
             loop = self.trainer.fit_loop
             epochs: Any = loop.epoch_progress.current
-            batches: Any = loop.epoch_loop.batch_progress.current
+            batches: Any = loop.epoch_loop.batch_progress
             # a whole epoch done means that the next one starts at its beginning
-            epoch, done = epochs.processed, batches.processed
-            sampler.resume_at(epoch, done if done < len(sampler) else 0)
+            done = 0 if batches.is_last_batch else batches.current.processed
+            sampler.resume_at(epochs.processed, done)
         return self._loader(sampler)
 
     def val_dataloader(self) -> StampLoader:
         """Validation stamps in order, never augmented."""
         return self._loader(InOrder(self.val_rows, self.batch_size, *self._ranks()))
 
-    def test_dataloader(self) -> StampLoader:
-        """Test stamps in order, never augmented."""
-        return self._loader(InOrder(self.test_rows, self.batch_size, *self._ranks()))
-
-    def predict_dataloader(self) -> StampLoader:
-        """Every stamp of the store in order, never augmented."""
-        return self._loader(InOrder(np.arange(len(self.store)), self.batch_size, *self._ranks()))
-
     def in_order(self, rows: np.ndarray) -> StampLoader:
         """Chosen rows of the store in order, unaugmented, all of them on every process."""
         return self._loader(InOrder(rows, self.batch_size))
+
+    def steps_per_epoch(self, n_ranks: int = 1) -> int:
+        """Batches that each of ``n_ranks`` processes gets in an epoch."""
+        return len(EpochSampler(self.train_rows, self.batch_size, self.seed, n_ranks=n_ranks))
 
     def _loader(self, sampler: EpochSampler | InOrder) -> StampLoader:
         return StampLoader(StampDataset(self.store, self.normalizer), sampler, self.n_workers)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +13,6 @@ from types import EllipsisType
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from astropy import log as astropy_log
 from astropy.io import fits
 
 from vae_astro.data.files import (
@@ -28,10 +25,17 @@ from vae_astro.data.files import (
     source_name,
     unpack,
 )
+from vae_astro.data.headers import (
+    first_text,
+    header_position,
+    keyword_text,
+    quiet_astropy,
+    scan_headers,
+)
 from vae_astro.data.stamp import Reject, Stamp
 from vae_astro.errors import InputError
 
-__all__ = ["FITS_SUFFIXES", "FitsReader", "first_image", "sky_position"]
+__all__ = ["FITS_SUFFIXES", "FitsReader", "first_image"]
 
 FITS_SUFFIXES = (
     *(f".{name}{packed}" for name in ("fits", "fit", "fts") for packed in ("", ".gz", ".bz2")),
@@ -39,9 +43,6 @@ FITS_SUFFIXES = (
 )
 MAX_BANDS_AUTO = 6  # first axis up to which a cube is taken for the bands of one object
 IN_MEMORY_BYTES = 2**26  # a larger uncompressed file is read piece by piece from disk
-FITS_BLOCK_BYTES = 2880
-# Keywords of distortions: SIP, SCAMP's PV on a TAN projection, lookup tables.
-_DISTORTION = re.compile(r"(A|B|AP|BP)_|PV|C[PQ]DIS|D[PQ]|D2IM|AXISCORR")
 _LABELS = ["CLASS", "LABEL"]
 _SUFFIX = re.compile(r"(\.(fits|fit|fts))?(\.(gz|bz2|fz))?$", re.IGNORECASE)
 
@@ -113,9 +114,9 @@ class FitsReader:
         name = source_name(path, root)
         try:
             with _open(path, root) as stream:
-                hdus, lost = _scan(stream)
+                hdus, lost = scan_headers(stream)
                 images = [number for number, hdu in enumerate(hdus) if _holds_image(hdu)]
-                with _quiet():
+                with quiet_astropy():
                     chosen = self._choose(hdus, images, lost)
                 for number in chosen:
                     suffix = f"[{number}]" if len(images) > 1 else ""
@@ -153,15 +154,13 @@ class FitsReader:
         """The stamps of one image HDU."""
         source, hdu = name + suffix, hdus[number]
         try:
-            with _quiet():
+            with quiet_astropy():
                 n_stamps, *stamp_shape = layout = self._layout(hdu.shape)
                 _check_claims(hdu, layout, self.max_pixels, stream)
                 headers = [hdu.header] if number == 0 else [hdu.header, hdus[0].header]
                 text, origin = self._identify(headers, name)
-                label = _first_text(
-                    headers, [self.label_keyword] if self.label_keyword else _LABELS
-                )
-                ra, dec = _header_position(headers, hdu.shape)
+                label = first_text(headers, [self.label_keyword] if self.label_keyword else _LABELS)
+                ra, dec = header_position(headers, hdu.shape)
             n_block = max(1, self.max_pixels // math.prod(stamp_shape))
             for first in range(0, n_stamps, n_block):
                 block = slice(first, min(first + n_block, n_stamps)) if n_stamps > 1 else ...
@@ -205,9 +204,9 @@ class FitsReader:
     ) -> tuple[str, Literal["image", "primary", "file"]]:
         """A name and where it is from: the image's own header, the primary one, the file name."""
         keyword = self.id_keyword or "OBJID"
-        if text := _text(headers[0], keyword):
+        if text := keyword_text(headers[0], keyword):
             return text, "image"
-        if text := _text(headers[-1], keyword):
+        if text := keyword_text(headers[-1], keyword):
             return text, "primary"
         if self.id_keyword:
             raise RefusedError(
@@ -238,35 +237,15 @@ def first_image(raw: bytes, max_pixels: int, max_bytes: int = MAX_UNPACKED_BYTES
         If it is no FITS file, is truncated, holds no 2-D image or claims too much.
     """
     stream = BytesIO(unpack(raw, max_bytes))
-    hdus, lost = _scan(stream)
+    hdus, lost = scan_headers(stream)
     for hdu in hdus:
         if _holds_image(hdu):
             if len(hdu.shape) != 2 or min(hdu.shape) < 1:
                 raise RefusedError("wrong dimensions", f"shape {hdu.shape}, expected (H, W)")
             _check_claims(hdu, (1, 1, *hdu.shape), max_pixels, stream)
             return _pixels(hdu, ...)
-    with _quiet():
+    with quiet_astropy():
         raise lost or RefusedError("no image", f"holds {_listing(hdus)}, expected an image")
-
-
-def sky_position(ra: float, dec: float) -> tuple[float, float]:
-    """Right ascension in [0, 360) and declination in degrees; NaN for both if not on the sky."""
-    if not (-180 <= ra <= 360 and -90 <= dec <= 90):
-        return math.nan, math.nan
-    return ra % 360.0, dec
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep astropy from warning and printing; never yield to a caller from inside."""
-    level = astropy_log.level
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        astropy_log.setLevel("ERROR")
-        try:
-            yield
-        finally:
-            astropy_log.setLevel(level)
 
 
 def _open(path: Path, root: Path) -> BinaryIO:
@@ -280,76 +259,6 @@ def _open(path: Path, root: Path) -> BinaryIO:
         if n_bytes > MAX_UNPACKED_BYTES:
             raise RefusedError("too large", f"{n_bytes} compressed bytes; unpack it first")
     return BytesIO(unpack(path.read_bytes()))
-
-
-def _require_fits(stream: BinaryIO) -> None:
-    """Refuse what does not begin like a FITS file, saying what it looks like."""
-    head = stream.read(16)
-    if not head:
-        raise RefusedError("empty file", "0 bytes once unpacked")
-    if not head.startswith(b"SIMPLE"):
-        kinds = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"PK": "ZIP", b"Obj\x01": "Avro"}
-        kind = next((f" ({kinds[magic]})" for magic in kinds if head.startswith(magic)), "")
-        raise RefusedError(
-            "not a FITS file", f"begins with {head!r}{kind}, expected the keyword SIMPLE"
-        )
-
-
-class _HeadersOnDemand(fits.HDUList):
-    """An HDU list that does not lose a good primary image to what follows it."""
-
-    def update_extend(self) -> None:
-        """Leave EXTEND alone: astropy reads the second HDU to set it, and fails where that does."""
-
-
-def _scan(stream: BinaryIO) -> tuple[list[Any], RefusedError | None]:
-    """All HDUs of a file, headers only, and what broke off the list if it is not complete."""
-    _require_fits(stream)
-    hdus: list[Any] = []
-    end = 0
-    error: Exception = ValueError("not a valid extension")
-    with _quiet():
-        try:
-            stream.seek(0)
-            hdu_list = _HeadersOnDemand.fromfile(stream, memmap=False, lazy_load_hdus=True)
-            while True:
-                try:
-                    hdu = hdu_list[len(hdus)]
-                except IndexError:
-                    break
-                if not hasattr(hdu, "fileinfo"):
-                    raise ValueError("a required keyword is missing or has a wrong value")
-                place = hdu.fileinfo()
-                # A negative size would send astropy back to read the same header for ever.
-                if place["datSpan"] < 0:
-                    raise RefusedError("unreadable", f"HDU {len(hdus)} claims a negative size")
-                end = place["datLoc"] + place["datSpan"]
-                hdus.append(hdu)
-        except MemoryError:
-            raise
-        except Exception as failure:
-            error = failure
-        stream.seek(end)
-        # Junk after the last image is harmless, an extension that cannot be read is not; astropy
-        # may take either for the other.
-        if not hdus or stream.read(8) == b"XTENSION":
-            return hdus, _broken_header(stream, end, error)
-    return hdus, None
-
-
-def _broken_header(stream: BinaryIO, start: int, error: Exception) -> RefusedError:
-    """What to say of a header that astropy does not read."""
-    if isinstance(error, RefusedError):
-        return error
-    stream.seek(start)
-    header = stream.read(400 * FITS_BLOCK_BYTES)
-    cards = [header[at : at + 80].rstrip() for at in range(0, len(header), 80)]
-    # A header fills whole blocks.
-    if b"END" not in cards or len(header) < FITS_BLOCK_BYTES:
-        return RefusedError(
-            "truncated file", f"the header at byte {start} has no END card or breaks off"
-        )
-    return RefusedError("unreadable", f"header at byte {start}: {type(error).__name__}: {error}")
 
 
 def _holds_image(hdu: Any) -> bool:
@@ -392,7 +301,7 @@ def _check_claims(hdu: Any, layout: Layout, max_pixels: int, stream: BinaryIO) -
 
 def _pixels(hdu: Any, where: slice | EllipsisType) -> np.ndarray:
     """Pixels in physical units, float32, in native byte order and memory of their own."""
-    with _quiet():
+    with quiet_astropy():
         header = hdu.header
         blank, integer = header.get("BLANK"), header["BITPIX"] > 0
         values = hdu.section[where]
@@ -404,99 +313,3 @@ def _pixels(hdu: Any, where: slice | EllipsisType) -> np.ndarray:
             elif blank == 0:
                 pixels[values == values.dtype.type(header.get("BZERO", 0))] = np.nan
     return pixels
-
-
-def _text(header: Any, keyword: str) -> str:
-    """Value of a keyword as text; empty where it is absent, undefined or cannot be parsed."""
-    try:
-        value = header.get(keyword)
-    except (ValueError, KeyError, fits.VerifyError):
-        return ""
-    undefined = value is None or isinstance(value, fits.card.Undefined)
-    return "" if undefined else str(value).strip()
-
-
-def _first_text(headers: list[Any], keywords: list[str]) -> str:
-    texts = (_text(header, keyword) for header in headers for keyword in keywords)
-    return next(filter(None, texts), "")
-
-
-def _header_position(headers: list[Any], shape: tuple[int, ...]) -> tuple[float, float]:
-    """Position in degrees: RA and DEC of the image, its WCS, then those of the primary header.
-
-    The primary header comes last because it often holds where the telescope pointed.
-    """
-    own, *primary = headers
-    position = _keyword_position(own)
-    if math.isnan(position[0]):
-        position = _wcs_centre(own, shape)
-    if math.isnan(position[0]) and primary:
-        position = _keyword_position(primary[0])
-    return position
-
-
-def _keyword_position(header: Any) -> tuple[float, float]:
-    return sky_position(
-        _degrees(_text(header, "RA"), "hourangle"), _degrees(_text(header, "DEC"), "deg")
-    )
-
-
-def _degrees(text: str, sexagesimal_unit: str) -> float:
-    """An angle in degrees from a plain number of degrees or from hours or degrees with minutes."""
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    if not any(map(str.isdigit, text)):
-        return math.nan
-    from astropy.coordinates import Angle  # slow to import, and few headers need it
-
-    try:
-        return float(Angle(text, unit=sexagesimal_unit).deg)
-    except (ValueError, TypeError):
-        return math.nan
-
-
-def _wcs_centre(header: Any, shape: tuple[int, ...]) -> tuple[float, float]:
-    """ICRS position of the image centre in degrees, NaN without a celestial WCS."""
-    # wcslib allocates a matrix of WCSAXES squared before it looks at anything else.
-    if not _text(header, "CTYPE1") or _text(header, "WCSAXES") not in ("", "2", "3", "4"):
-        return math.nan, math.nan
-    # Slow to import, and not every stamp needs them.
-    from astropy.coordinates import ICRS
-    from astropy.wcs.utils import wcs_to_celestial_frame
-
-    column, row = (shape[-1] - 1) / 2, (shape[-2] - 1) / 2
-    try:
-        # wcslib puts 0 for what is absent or no number, and that would pass for a position.
-        if not all(isinstance(header.get(key), float | int) for key in ("CRVAL1", "CRVAL2")):
-            return math.nan, math.nan
-        wcs = _wcs(header)
-        if isinstance(wcs_to_celestial_frame(wcs), ICRS):
-            world = wcs.all_pix2world(column, row, 0)
-            # Unlike a keyword RA, a longitude may have any number of turns too many.
-            return sky_position(float(world[wcs.wcs.lng]) % 360.0, float(world[wcs.wcs.lat]))
-        centre = wcs.celestial.pixel_to_world(column, row).icrs
-        return sky_position(float(centre.ra.deg), float(centre.dec.deg))
-    except MemoryError:
-        raise
-    except Exception:  # wcslib has dozens of ways to refuse; none costs us the pixels
-        return math.nan, math.nan
-
-
-def _wcs(header: Any) -> Any:
-    """``WCS(header, naxis=2)``, in a third of its time where wcslib alone can do the work.
-
-    astropy parses and writes the header three times over to find distortions.
-    """
-    from astropy.wcs import WCS, Wcsprm
-
-    if any(map(_DISTORTION.match, header)):
-        return WCS(header, naxis=2)
-    cards = header.tostring(endcard=False, padding=False)
-    parameters = Wcsprm(cards.encode("ascii"), relax=True)
-    parameters.unitfix()  # or units such as "degree" are refused
-    wcs = WCS(naxis=2)
-    wcs.wcs = parameters.sub(2)  # refuses a singular matrix, which the next line would repair
-    wcs.fix()
-    return wcs

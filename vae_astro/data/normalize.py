@@ -27,6 +27,9 @@ Its square still fits in float32.
 NOISE_FLOOR = 1e-4
 """Smallest propagated noise: far above float32 rounding, so no pixel weighs infinitely much."""
 
+LARGEST_EXPONENT = 40.0
+"""Where the inverse stretches stop growing: a pixel of 1e17 noises, whose square is finite."""
+
 MAD_TO_STD = 1.4826022185056018
 """Standard deviation of a Gaussian over its median absolute deviation."""
 
@@ -141,14 +144,10 @@ class Normalizer:
             signal = (clean - level).clamp(min=0) / scale.unit
             poisson = signal / (self._per_band("gain", raw) * scale.unit)
             noise = (noise.square() + poisson).sqrt()
-        if self.stretch == "minmax":
-            image, noise = t, noise.expand_as(t)
-        else:
-            stretch = _STRETCHES[self.stretch]
-            image, noise = (
-                stretch.forward(t, self.softening),
-                noise * stretch.slope(t, self.softening),
-            )
+        noise = noise * self._slope(t)
+        image = t
+        if self.stretch != "minmax":
+            image = _STRETCHES[self.stretch].forward(t, self.softening)
         zero, one = image.new_zeros(()), image.new_ones(())
         noise = noise.clamp(min=NOISE_FLOOR).where(mask, one)
         return NormalizedStamps(image.where(mask, zero), mask, noise, scale)
@@ -159,10 +158,32 @@ class Normalizer:
         Exact up to float32 rounding for every good pixel; a masked pixel comes back as the zero
         point of ``scale``.
         """
-        t = image
-        if self.stretch != "minmax":
-            t = _STRETCHES[self.stretch].inverse(image, self.softening)
-        return t * scale.unit + scale.zero
+        return self._unstretched(image) * scale.unit + scale.zero
+
+    def residual(self, image: Tensor, location: Tensor, noise: Tensor) -> Tensor:
+        """Difference between stamp and model in units of the pixel noise, before the stretch.
+
+        Squared, it averages 1 over the pixels of a perfect model; a few per cent less with a
+        gain, because the Poisson variance is that of the noisy pixel. After a stretch it would
+        not: asinh with a softening of 3 would read 1.2, its slope being that of the noisy pixel.
+
+        Parameters
+        ----------
+        image, location, noise : Tensor, shape (B, C, H, W)
+            Normalised stamp, expected pixels, and noise as `NormalizedStamps` has it.
+        """
+        seen, expected = self._unstretched(image), self._unstretched(location)
+        return (seen - expected) * self._slope(seen) / noise
+
+    def _unstretched(self, image: Tensor) -> Tensor:
+        if self.stretch == "minmax":
+            return image
+        return _STRETCHES[self.stretch].inverse(image, self.softening)
+
+    def _slope(self, t: Tensor) -> Tensor:
+        if self.stretch == "minmax":
+            return torch.ones_like(t)
+        return _STRETCHES[self.stretch].slope(t, self.softening)
 
     def _scale(self, clean: Tensor, mask: Tensor, sky: PixelScale) -> PixelScale:
         if self.stretch != "minmax":
@@ -247,12 +268,12 @@ _STRETCHES = {
     "asinh": _Stretch(
         lambda t, a: a * torch.asinh(t / a),
         lambda t, a: torch.rsqrt(1 + (t / a).square()),
-        lambda y, a: a * torch.sinh(y / a),
+        lambda y, a: a * torch.sinh((y / a).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)),
     ),
     "log": _Stretch(
         lambda t, a: a * t.sign() * (t.abs() / a).log1p(),
         lambda t, a: 1 / (1 + t.abs() / a),
-        lambda y, a: a * y.sign() * (y.abs() / a).expm1(),
+        lambda y, a: a * y.sign() * (y.abs() / a).clamp(max=LARGEST_EXPONENT).expm1(),
     ),
 }
 

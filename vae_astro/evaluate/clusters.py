@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
-__all__ = ["ClusterScores", "LabelScores", "kmeans_scores", "pca_codes", "score_against_labels"]
+__all__ = [
+    "ClusterScores",
+    "LabelScores",
+    "kmeans_scores",
+    "labelled_rows",
+    "pca_codes",
+    "score_against_labels",
+]
 
 SEEDS = (0, 1, 2)
 MAX_SCORED = 20_000
@@ -48,35 +55,38 @@ class LabelScores:
     pca: ClusterScores
 
 
+def labelled_rows(labels: np.ndarray) -> np.ndarray:
+    """Rows with a label (N,), ascending; a random choice of `MAX_SCORED` where they are more."""
+    rows = np.flatnonzero(labels != "")
+    if len(rows) > MAX_SCORED:
+        rows = np.sort(np.random.default_rng(0).choice(rows, MAX_SCORED, replace=False))
+    return rows
+
+
 def score_against_labels(
-    codes: np.ndarray,
-    labels: np.ndarray,
-    batches: Callable[[np.ndarray], Iterable[Mapping[str, Tensor]]],
+    codes: np.ndarray, labels: np.ndarray, batches: Iterable[Mapping[str, Tensor]]
 ) -> LabelScores | None:
-    """Score the latent code of the labelled stamps, beside the baseline.
+    """Score the latent code of labelled stamps, beside the baseline.
 
     Parameters
     ----------
     codes : ndarray, shape (N, Z)
         Posterior means.
     labels : ndarray, shape (N,), str
-        Empty where unknown.
-    batches : callable
-        Rows to batches with an ``image``, for the baseline.
+        Their labels.
+    batches : iterable
+        The same stamps as batches with an ``image``, for the baseline.
 
     Returns
     -------
     LabelScores or None
-        None with fewer than two classes. Above `MAX_SCORED` labelled stamps, of a random choice.
+        None with fewer than two classes.
     """
-    labelled = np.flatnonzero(labels != "")
-    if len(labelled) > MAX_SCORED:
-        labelled = np.sort(np.random.default_rng(0).choice(labelled, MAX_SCORED, replace=False))
-    latent = kmeans_scores(codes[labelled], labels[labelled])
+    latent = kmeans_scores(codes, labels)
     if latent is None:
         return None
-    images = np.concatenate([batch["image"].flatten(1).numpy() for batch in batches(labelled)])
-    pca = kmeans_scores(pca_codes(images), labels[labelled])
+    images = np.concatenate([batch["image"].flatten(1).numpy() for batch in batches])
+    pca = kmeans_scores(pca_codes(images), labels)
     assert pca is not None
     return LabelScores(latent, pca)
 

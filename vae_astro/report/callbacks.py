@@ -33,7 +33,7 @@ class StampPanels(Callback):
     """Draws reconstructions, traversals, prior samples and KL per unit at validation.
 
     A set of panels is drawn only if the time spent drawing stays within ``time_share`` of the time
-    spent training. The last set is always drawn, at the end.
+    spent training. `draw_last` is called when the run is over.
 
     Parameters
     ----------
@@ -41,16 +41,11 @@ class StampPanels(Callback):
         Validation stamps to show.
     time_share : float
         Between 0 and 1.
-    folder : Path, optional
-        Where the last set is written as PNG.
     """
 
-    def __init__(
-        self, n_stamps: int = 8, time_share: float = 0.02, folder: Path | None = None
-    ) -> None:
+    def __init__(self, n_stamps: int = 8, time_share: float = 0.02) -> None:
         self.n_stamps = check_int("callbacks.n_stamps", n_stamps, minimum=1)
         self.time_share = check_number("callbacks.time_share", time_share, minimum=0, maximum=1)
-        self.folder = folder
         self.seconds_spent = 0.0
         self._seconds_a_set = FIRST_GUESS_SECONDS
         self._started = 0.0
@@ -74,32 +69,30 @@ class StampPanels(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         elapsed = time.perf_counter() - self._started
         if self.seconds_spent + self._seconds_a_set <= self.time_share * elapsed:
-            self._draw(trainer, pl_module)
+            assert isinstance(pl_module, VAE)
+            if self._shown is not None:
+                self._draw(trainer, pl_module, self._shown)
             log.debug("drawing took %.1f s of %.1f s so far", self.seconds_spent, elapsed)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._draw(trainer, pl_module, self.folder)
+    def draw_last(self, trainer: Trainer, vae: VAE, stamps: Batch, folder: Path) -> None:
+        """Draw the panels of the finished model for ``stamps``; also as PNG files in ``folder``."""
+        stamps = {name: value.to(vae.device) for name, value in stamps.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in self._draw(trainer, vae, stamps).items():
+            figure.savefig(folder / f"{name}.png", dpi=110)
 
-    def _draw(
-        self, trainer: Trainer, pl_module: LightningModule, folder: Path | None = None
-    ) -> None:
-        if self._shown is None or not trainer.is_global_zero:
-            return
+    def _draw(self, trainer: Trainer, vae: VAE, stamps: Batch) -> dict[str, Figure]:
         began = time.perf_counter()
-        assert isinstance(pl_module, VAE)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         monitors = [callback for callback in callbacks if isinstance(callback, CollapseMonitor)]
-        panels = draw_panels(pl_module, self._shown, monitors[0] if monitors else None)
+        panels = draw_panels(vae, stamps, monitors[0] if monitors else None)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for name, figure in panels.items():
                     logger.experiment.add_figure(name, figure, trainer.global_step)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, figure in panels.items():
-                figure.savefig(folder / f"{name}.png", dpi=110)
         self._seconds_a_set = time.perf_counter() - began
         self.seconds_spent += self._seconds_a_set
+        return panels
 
 
 @torch.no_grad()
@@ -135,11 +128,12 @@ def draw_panels(vae: VAE, batch: Batch, monitor: CollapseMonitor | None) -> dict
         drawn = vae.sample(32)[:, 0]
     finally:
         vae.train(training)
-    image, mask, noise = (batch[name].cpu().numpy() for name in ("image", "mask", "noise"))
+    residual = vae.normalizer.residual(batch["image"], location, batch["noise"])
+    image, drawn_as, off_by, mask = (
+        value.cpu().numpy() for value in (batch["image"], location, residual, batch["mask"])
+    )
     panels = {
-        "reconstructions": figures.reconstructions(
-            image, location.cpu().numpy(), noise, mask, vae.band_names
-        ),
+        "reconstructions": figures.reconstructions(image, drawn_as, off_by, mask, vae.band_names),
         "traversals": figures.traversals(
             decoded.cpu().numpy(), units, [float(kl[unit]) for unit in units]
         ),

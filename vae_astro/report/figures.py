@@ -58,7 +58,7 @@ def image_grid(images: np.ndarray, n_columns: int, blank: float = np.nan) -> np.
 def reconstructions(
     image: np.ndarray,
     location: np.ndarray,
-    noise: np.ndarray,
+    residual: np.ndarray,
     mask: np.ndarray,
     band_names: Sequence[str],
 ) -> Figure:
@@ -66,8 +66,8 @@ def reconstructions(
 
     Parameters
     ----------
-    image, location, noise : ndarray, shape (N, C, H, W)
-        Normalised stamps, expected pixels, pixel noise.
+    image, location, residual : ndarray, shape (N, C, H, W)
+        Normalised stamps, expected pixels, and their difference in units of the pixel noise.
     mask : ndarray, shape (N, C, H, W), bool
         True where good; the rest is drawn blank.
     band_names : sequence of str, length C
@@ -78,12 +78,12 @@ def reconstructions(
     for band, name in enumerate(band_names):
         seen = np.where(mask[:, band], image[:, band], np.nan)
         low, high = _limits(seen)
-        residual = np.where(mask[:, band], (image - location)[:, band] / noise[:, band], np.nan)
+        off_by = np.where(mask[:, band], residual[:, band], np.nan)
         rows = axes[3 * band : 3 * band + 3]
         sky = _show(rows[0], image_grid(seen, n), f"{name}\nstamp", "viridis", low, high)
         _show(rows[1], image_grid(location[:, band], n), "model", "viridis", low, high)
         off = _show(
-            rows[2], image_grid(residual, n), "residual", "RdBu_r", -RESIDUAL_LIMIT, RESIDUAL_LIMIT
+            rows[2], image_grid(off_by, n), "residual", "RdBu_r", -RESIDUAL_LIMIT, RESIDUAL_LIMIT
         )
         figure.colorbar(sky, ax=list(rows[:2]), pad=0.01)
         figure.colorbar(off, ax=rows[2], pad=0.01)

@@ -14,13 +14,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from vae_astro.collapse.verdict import CollapseVerdict
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.evaluate.clusters import LabelScores
-from vae_astro.evaluate.survey import StampTable
+from vae_astro.evaluate.scores import StampTable
 
 __all__ = ["closing_lines", "log_hyperparameters", "metrics_of", "write_metrics"]
 
 
 def metrics_of(
     held_out: StampTable,
+    test: StampTable,
     verdict: CollapseVerdict,
     classes: LabelScores | None,
     datamodule: StampDataModule,
@@ -30,8 +31,8 @@ def metrics_of(
 
     Parameters
     ----------
-    held_out : StampTable
-        Validation stamps.
+    held_out, test : StampTable
+        Validation stamps, which chose the checkpoint, and test stamps, which chose nothing.
     verdict : CollapseVerdict
         Of the same stamps.
     classes : LabelScores or None
@@ -41,14 +42,9 @@ def metrics_of(
     timing : dict
         Seconds and rates.
     """
-    reconstruction = float(held_out.reconstruction_nats.mean(dtype=np.float64))
     return {
-        "val": {
-            "elbo_nats": reconstruction - verdict.kl_nats,
-            "reconstruction_nats": reconstruction,
-            "kl_nats": verdict.kl_nats,
-            "chi2_per_pixel": float(np.median(held_out.chi2_per_pixel)),
-        },
+        "val": _bound_of(held_out),
+        "test": _bound_of(test),
         "collapse": {
             "verdict": verdict.verdict,
             "active_units": verdict.active_units,
@@ -72,6 +68,19 @@ def metrics_of(
             "n_rejected": datamodule.store.n_rejected,
         },
         "timing": timing,
+    }
+
+
+def _bound_of(table: StampTable) -> dict[str, float | None]:
+    if not len(table.index):
+        return dict.fromkeys(("elbo_nats", "reconstruction_nats", "kl_nats", "chi2_per_pixel"))
+    reconstruction = float(table.reconstruction_nats.mean(dtype=np.float64))
+    kl = float(table.kl_per_unit.mean(axis=0, dtype=np.float64).sum())
+    return {
+        "elbo_nats": reconstruction - kl,
+        "reconstruction_nats": reconstruction,
+        "kl_nats": kl,
+        "chi2_per_pixel": float(np.median(table.chi2_per_pixel)),
     }
 
 

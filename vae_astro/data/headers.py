@@ -1,0 +1,254 @@
+"""The headers of a FITS file: found one by one, however damaged it is, and what they say.
+
+Values are taken as they come: what is absent, undefined or impossible becomes an empty text or NaN,
+never an error. astropy warns of such headers; `quiet_astropy` keeps that from the user.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import numpy as np
+from astropy import log as astropy_log
+from astropy.io import fits
+
+from vae_astro.data.files import RefusedError
+
+__all__ = [
+    "first_text",
+    "header_position",
+    "keyword_text",
+    "quiet_astropy",
+    "scan_headers",
+    "sky_position",
+]
+
+FITS_BLOCK_BYTES = 2880
+# Keywords of distortions: SIP, SCAMP's PV on a TAN projection, lookup tables.
+_DISTORTION = re.compile(r"(A|B|AP|BP)_|PV|C[PQ]DIS|D[PQ]|D2IM|AXISCORR")
+
+
+def scan_headers(stream: BinaryIO) -> tuple[list[Any], RefusedError | None]:
+    """All HDUs of a file, headers only, and what broke off the list if it is not complete.
+
+    Parameters
+    ----------
+    stream : binary file
+        The unpacked file, at its first byte; astropy goes on reading pixels from it.
+
+    Returns
+    -------
+    hdus : list
+        astropy's HDUs in file order, up to the first that cannot be read.
+    lost : RefusedError or None
+        Why the list ends before the file does.
+
+    Raises
+    ------
+    RefusedError
+        If the stream is empty or does not begin like a FITS file.
+    """
+    _require_fits(stream)
+    hdus: list[Any] = []
+    end = 0
+    error: Exception = ValueError("not a valid extension")
+    with quiet_astropy():
+        try:
+            stream.seek(0)
+            hdu_list = _HeadersOnDemand.fromfile(stream, memmap=False, lazy_load_hdus=True)
+            while True:
+                try:
+                    hdu = hdu_list[len(hdus)]
+                except IndexError:
+                    break
+                if not hasattr(hdu, "fileinfo"):
+                    raise ValueError("a required keyword is missing or has a wrong value")
+                place = hdu.fileinfo()
+                # A negative size would send astropy back to read the same header for ever.
+                if place["datSpan"] < 0:
+                    raise RefusedError("unreadable", f"HDU {len(hdus)} claims a negative size")
+                end = place["datLoc"] + place["datSpan"]
+                hdus.append(hdu)
+        except MemoryError:
+            raise
+        except Exception as failure:
+            error = failure
+        stream.seek(end)
+        # Junk after the last image is harmless, an extension that cannot be read is not; astropy
+        # may take either for the other.
+        if not hdus or stream.read(8) == b"XTENSION":
+            return hdus, _broken_header(stream, end, error)
+    return hdus, None
+
+
+def keyword_text(header: Any, keyword: str) -> str:
+    """Value of a keyword as text; empty where it is absent, undefined or cannot be parsed."""
+    try:
+        value = header.get(keyword)
+    except (ValueError, KeyError, fits.VerifyError):
+        return ""
+    undefined = value is None or isinstance(value, fits.card.Undefined)
+    return "" if undefined else str(value).strip()
+
+
+def first_text(headers: list[Any], keywords: list[str]) -> str:
+    """The first `keyword_text` that is not empty, header by header; empty if all are."""
+    texts = (keyword_text(header, keyword) for header in headers for keyword in keywords)
+    return next(filter(None, texts), "")
+
+
+def header_position(headers: list[Any], shape: tuple[int, ...]) -> tuple[float, float]:
+    """Position of an image: its RA and DEC, its WCS, then RA and DEC of the primary header.
+
+    The primary header comes last because it often holds where the telescope pointed.
+
+    Parameters
+    ----------
+    headers : list
+        The header of the image and, where that is another one, the primary header.
+    shape : tuple of int
+        Shape of the image in pixels, (..., H, W); its WCS is read at the centre.
+
+    Returns
+    -------
+    ra, dec : float
+        As `sky_position`: degrees, NaN where no header gives a position.
+    """
+    own, *primary = headers
+    position = _keyword_position(own)
+    if math.isnan(position[0]):
+        position = _wcs_centre(own, shape)
+    if math.isnan(position[0]) and primary:
+        position = _keyword_position(primary[0])
+    return position
+
+
+def sky_position(ra: float, dec: float) -> tuple[float, float]:
+    """Right ascension in [0, 360) and declination; NaN for both if they are not on the sky.
+
+    Both are degrees, before and after; a right ascension from -180 to 360 is on the sky.
+    """
+    if not (-180 <= ra <= 360 and -90 <= dec <= 90):
+        return math.nan, math.nan
+    return ra % 360.0, dec
+
+
+@contextmanager
+def quiet_astropy() -> Iterator[None]:
+    """Keep astropy from warning and printing; never yield to a caller from inside."""
+    level = astropy_log.level
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        astropy_log.setLevel("ERROR")
+        try:
+            yield
+        finally:
+            astropy_log.setLevel(level)
+
+
+def _require_fits(stream: BinaryIO) -> None:
+    """Refuse what does not begin like a FITS file, saying what it looks like."""
+    head = stream.read(16)
+    if not head:
+        raise RefusedError("empty file", "0 bytes once unpacked")
+    if not head.startswith(b"SIMPLE"):
+        kinds = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"PK": "ZIP", b"Obj\x01": "Avro"}
+        kind = next((f" ({kinds[magic]})" for magic in kinds if head.startswith(magic)), "")
+        raise RefusedError(
+            "not a FITS file", f"begins with {head!r}{kind}, expected the keyword SIMPLE"
+        )
+
+
+class _HeadersOnDemand(fits.HDUList):
+    """An HDU list that does not lose a good primary image to what follows it."""
+
+    def update_extend(self) -> None:
+        """Leave EXTEND alone: astropy reads the second HDU to set it, and fails where that does."""
+
+
+def _broken_header(stream: BinaryIO, start: int, error: Exception) -> RefusedError:
+    """What to say of a header that astropy does not read."""
+    if isinstance(error, RefusedError):
+        return error
+    stream.seek(start)
+    header = stream.read(400 * FITS_BLOCK_BYTES)
+    cards = [header[at : at + 80].rstrip() for at in range(0, len(header), 80)]
+    # A header fills whole blocks.
+    if b"END" not in cards or len(header) < FITS_BLOCK_BYTES:
+        return RefusedError(
+            "truncated file", f"the header at byte {start} has no END card or breaks off"
+        )
+    return RefusedError("unreadable", f"header at byte {start}: {type(error).__name__}: {error}")
+
+
+def _keyword_position(header: Any) -> tuple[float, float]:
+    return sky_position(
+        _degrees(keyword_text(header, "RA"), "hourangle"),
+        _degrees(keyword_text(header, "DEC"), "deg"),
+    )
+
+
+def _degrees(text: str, sexagesimal_unit: str) -> float:
+    """An angle in degrees from a plain number of degrees or from hours or degrees with minutes."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    if not any(map(str.isdigit, text)):
+        return math.nan
+    from astropy.coordinates import Angle  # slow to import, and few headers need it
+
+    try:
+        return float(Angle(text, unit=sexagesimal_unit).deg)
+    except (ValueError, TypeError):
+        return math.nan
+
+
+def _wcs_centre(header: Any, shape: tuple[int, ...]) -> tuple[float, float]:
+    """ICRS position of the image centre in degrees, NaN without a celestial WCS."""
+    # wcslib allocates a matrix of WCSAXES squared before it looks at anything else.
+    n_axes = keyword_text(header, "WCSAXES")
+    if not keyword_text(header, "CTYPE1") or n_axes not in ("", "2", "3", "4"):
+        return math.nan, math.nan
+    # Slow to import, and not every stamp needs them.
+    from astropy.coordinates import ICRS
+    from astropy.wcs.utils import wcs_to_celestial_frame
+
+    column, row = (shape[-1] - 1) / 2, (shape[-2] - 1) / 2
+    try:
+        # wcslib puts 0 for what is absent or no number, and that would pass for a position.
+        if not all(isinstance(header.get(key), float | int) for key in ("CRVAL1", "CRVAL2")):
+            return math.nan, math.nan
+        wcs = _wcs(header)
+        if isinstance(wcs_to_celestial_frame(wcs), ICRS):
+            world = wcs.all_pix2world(column, row, 0)
+            # Unlike a keyword RA, a longitude may have any number of turns too many.
+            return sky_position(float(world[wcs.wcs.lng]) % 360.0, float(world[wcs.wcs.lat]))
+        centre = wcs.celestial.pixel_to_world(column, row).icrs
+        return sky_position(float(centre.ra.deg), float(centre.dec.deg))
+    except MemoryError:
+        raise
+    except Exception:  # wcslib has dozens of ways to refuse; none costs us the pixels
+        return math.nan, math.nan
+
+
+def _wcs(header: Any) -> Any:
+    """``WCS(header, naxis=2)``, put together by hand where wcslib alone can do the work."""
+    from astropy.wcs import WCS, Wcsprm
+
+    if any(map(_DISTORTION.match, header)):
+        return WCS(header, naxis=2)
+    # By hand, because WCS renders and parses the header several times over to find distortions, and
+    # this one has none. A simulated stamp of 63 pixels is read in half the time: 1.0 ms, not 2.0.
+    cards = header.tostring(endcard=False, padding=False)
+    parameters = Wcsprm(cards.encode("ascii"), relax=True)
+    parameters.unitfix()  # or units such as "degree" are refused
+    wcs = WCS(naxis=2)
+    wcs.wcs = parameters.sub(2)  # refuses a singular matrix, which the next line would repair
+    wcs.fix()
+    return wcs
