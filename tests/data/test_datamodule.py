@@ -126,7 +126,11 @@ def test_without_a_test_fraction_nothing_is_held_out_for_it():
 def test_batches_of_a_folder_hold_its_stamps_and_no_object_on_two_sides(stamps):
     module = stamps(augment=False)
     sides = [module.train_rows, module.val_rows, module.test_rows]
-    loaders = [module.train_dataloader(), module.val_dataloader(), module.test_dataloader()]
+    loaders = [
+        module.train_dataloader(),
+        module.val_dataloader(),
+        module.in_order(module.test_rows),
+    ]
     objects = []
     for rows, loader in zip(sides, loaders, strict=True):
         found = images(loader)
@@ -151,7 +155,7 @@ def test_pixels_of_a_batch_are_those_of_the_files(stamps, sky):
 
 def test_training_stamps_are_augmented_and_the_others_never(stamps):
     module, plain_module = stamps(), stamps(augment=False)
-    plain = images(module.predict_dataloader())
+    plain = images(module.in_order(np.arange(len(module.store))))
     assert set(plain) == set(range(2 * N_OBJECTS))
     poses = []
     for index, image in images(module.train_dataloader()).items():
@@ -160,7 +164,7 @@ def test_training_stamps_are_augmented_and_the_others_never(stamps):
     assert len(poses) == len(images(module.train_dataloader()))
     for loader in (
         module.val_dataloader(),
-        module.test_dataloader(),
+        module.in_order(module.test_rows),
         module.in_order(module.train_rows),
         plain_module.train_dataloader(),
     ):
@@ -202,7 +206,7 @@ def test_settings_of_the_reader_and_of_the_normaliser_are_passed_on(stamps, sky)
     assert module.normalizer.stretch == "linear"
     assert module.store.stamp_shape == (1, 20, 20)
     assert set(column(module, "object_id")) == {f"target {k}" for k in range(N_OBJECTS)}
-    batch = next(iter(module.predict_dataloader()))
+    batch = next(iter(module.in_order(np.arange(len(module.store)))))
     good = batch["mask"].sum((1, 2, 3))
     assert (good <= SIZE * SIZE - 9).all()  # 9 saturated pixels and the padding
 
@@ -405,7 +409,7 @@ def test_alerts_become_batches_of_three_bands_split_by_object(stamps, alerts, tm
     assert module.store.band_names == ("science", "template", "difference")
     assert module.store.stamp_shape == (3, 63, 63)
     assert len(module.store) == 24
-    batch = next(iter(module.predict_dataloader()))
+    batch = next(iter(module.in_order(np.arange(len(module.store)))))
     assert not batch["mask"][:, 1, :3].any()
     assert batch["mask"][:, 1, 3:].all()
     assert batch["mask"][:, [0, 2]].all()

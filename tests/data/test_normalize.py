@@ -68,7 +68,8 @@ def test_without_clipping_the_sky_is_the_median_and_the_scaled_mad_of_numpy(case
         median = np.median(pixels)
         mad = np.median(np.abs(pixels - median))
         assert level[k, 0].item() == median
-        if mad > 0:
+        # a MAD of nothing against the range of the pixels is lifted: see the noise-free simulation
+        if mad > 1e-17 * np.ptp(pixels.astype(np.float64)):
             assert noise[k, 0].item() == np.float32(mad) * np.float32(1.4826022185056018)
 
 
