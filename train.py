@@ -1,5 +1,7 @@
 """Train a VAE: ``python train.py [GROUP=CHOICE] [key=value] ...``; see ``--help``."""
 
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
@@ -17,4 +19,7 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # before the training, which has its own way to stop
+        sys.exit("stopped")

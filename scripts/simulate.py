@@ -23,7 +23,8 @@ def main(cfg: DictConfig) -> None:
     from vae_astro.errors import InputError
 
     if "n_stamps" not in cfg.data:
-        sys.exit("error: only data=simulated can be drawn; leave data= away")
+        print("error: only data=simulated can be drawn; leave data= away", file=sys.stderr)
+        sys.exit(2)
     began = time.perf_counter()
     try:
         root = simulate(
@@ -34,7 +35,8 @@ def main(cfg: DictConfig) -> None:
             n_processes=cfg.n_processes,
         )
     except InputError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     seconds = time.perf_counter() - began
     print(f"{cfg.data.n_stamps} stamps below {root} in {seconds:.1f} s; train on them with:")
     print(
@@ -44,4 +46,7 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped")

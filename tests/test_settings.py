@@ -93,8 +93,8 @@ def test_whole_number_in_range_is_returned(value):
     ("value", "bounds", "message"),
     [
         (0, {"minimum": 1}, "run.n must be at least 1, got 0"),
-        (0, {"minimum": 1, "maximum": 3}, "run.n must be between 1 and 3, got 0"),
-        (4, {"minimum": 1, "maximum": 3}, "run.n must be between 1 and 3, got 4"),
+        (0, {"minimum": 1, "maximum": 3}, "run.n must be at least 1, got 0"),
+        (4, {"minimum": 1, "maximum": 3}, "run.n must be at most 3, got 4"),
         (True, {"minimum": 0}, "run.n must be a whole number, got True"),
         (2.0, {"minimum": 0}, "run.n must be a whole number, got 2.0"),
         ("2", {"minimum": 0}, "run.n must be a whole number, got '2'"),

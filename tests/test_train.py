@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from vae_astro import VAE
-from vae_astro.checkpoint import load_checkpoint
+from vae_astro.checkpoint import AtomicCheckpoints, load_checkpoint
 from vae_astro.data.simulate import simulate
 from vae_astro.errors import InputError
 from vae_astro.folders import register_resolvers
@@ -248,6 +248,16 @@ def test_a_sweep_gives_each_job_its_folder(stamps: Path, tmp_path: Path) -> None
         (["data.root=null"], "data.root is not set"),
         (["trainer.max_epochs=0"], "trainer.max_epochs must be at least 1, got 0"),
         (["seed=-1"], "seed must be at least 0, got -1"),
+        (["data.augment=no way"], "data.augment must be true or false, got 'no way'"),
+        (["data.size=40000"], "data.size must be at most 4096, got 40000"),
+        (["data.classes=3"], "data.classes must be a list of labels or null, got 3"),
+        (["data.store_dir=null"], "data.store_dir must be text, got None"),
+        (["init_from=[1]"], "init_from must be text, got [1]"),
+        (["trainer.precision=8"], "trainer.precision must be one of 32-true, bf16-mixed"),
+        (["trainer.limit_train_batches=0"], "trainer.limit_train_batches must be greater than 0"),
+        (["+latent_dim=3"], "latent_dim is no setting; known are"),
+        (["+callbacks.nonsense=3"], "callbacks.nonsense is no setting; known are"),
+        (["+trainer.nonsense=3"], "nonsense"),
         (["log_every_n_steps=0"], "log_every_n_steps must be at least 1, got 0"),
         (["callbacks.time_share=2"], "callbacks.time_share must be at most 1, got 2"),
     ],
@@ -262,6 +272,23 @@ def test_a_mistake_is_refused_before_training_and_names_its_key(
     with pytest.raises(InputError, match=re.escape(words)):
         train(settings, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_disk_that_fills_up_spoils_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    AtomicCheckpoints().save_checkpoint({"step": 1}, target)
+
+    def full(checkpoint: dict, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vae_astro.checkpoint.torch.save", full)
+    with pytest.raises(InputError, match=r"cannot write .*No space left on device.*resume="):
+        AtomicCheckpoints().save_checkpoint({"step": 2}, target)
+    assert torch.load(target, weights_only=True) == {"step": 1}
+    assert [file.name for file in target.parent.iterdir()] == ["last.ckpt"]
 
 
 def test_another_run_is_not_overwritten(finished: Path, stamps: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import random
+import shlex
 import signal
 import threading
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vae_astro.errors import InputError
-from vae_astro.settings import check_int
+from vae_astro.settings import check_int, check_text
 from vae_astro.vae import CHECKPOINT_FORMAT, VAE
 
 __all__ = [
+    "AtomicCheckpoints",
     "BestCheckpoint",
     "LastCheckpoint",
     "RandomState",
@@ -50,7 +53,7 @@ def find_checkpoint(key: str, path: str) -> Path:
     InputError
         If there is none.
     """
-    given = Path(path)
+    given = Path(check_text(key, path)).expanduser()
     name = {"resume": "last.ckpt", "init_from": "best.ckpt"}[key]
     candidates = [given, given / "checkpoints" / name, given / name]
     for candidate in candidates:
@@ -59,6 +62,27 @@ def find_checkpoint(key: str, path: str) -> Path:
     if not given.exists():
         raise InputError(f"{key}={path} does not exist; give a run folder or a .ckpt file")
     raise InputError(f"{key}={path} holds no checkpoint: there is no checkpoints/{name} in it")
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it: a full disk spoils no older one."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            torch.save(checkpoint, partial)
+            partial.replace(target)
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+            raise InputError(
+                f"cannot write {target}: {error}; free space there and go on with "
+                f"resume={target.parent.parent}"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -73,7 +97,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
+        raise InputError(
+            f"{path} cannot be read as a checkpoint, it is damaged or something else ({reason}); "
+            "give a run folder or a .ckpt file of one"
+        ) from error
     ours = checkpoint.get("vae_astro") if isinstance(checkpoint, dict) else None
     if not isinstance(ours, dict) or "format" not in ours:
         raise InputError(f"{path} is not a checkpoint of vae_astro")
@@ -297,7 +324,8 @@ class LastCheckpoint(Callback):
     ) -> None:
         stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
         if stopped and self.path.exists():
-            log.warning("stopped; go on with: python train.py resume=%s", self.path.parent.parent)
+            folder = shlex.quote(str(self.path.parent.parent))
+            log.warning("stopped; go on with: python train.py resume=%s", folder)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

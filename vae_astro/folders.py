@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from datetime import datetime
 from pathlib import Path
 
@@ -22,15 +23,16 @@ def run_folder_of(checkpoint: str | Path) -> Path | None:
 
 def register_resolvers() -> None:
     """Make ``${run_folder:...}`` and ``${hydra_folder:...}`` known to the configuration."""
-    started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    # two runs may start in the same second
+    started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S_") + secrets.token_hex(2)
 
-    def run_folder(resume: str | None) -> str:
-        resumed = run_folder_of(resume) if resume else None
+    def run_folder(resume: object) -> str:
+        resumed = run_folder_of(str(resume)) if resume else None
         return f"runs/{started}" if resumed is None else str(resumed)
 
-    def hydra_folder(resume: str | None) -> str:
+    def hydra_folder(resume: object) -> str:
         # the record of the first start stays as it was
-        resumed = run_folder_of(resume) if resume else None
+        resumed = run_folder_of(str(resume)) if resume else None
         return ".hydra" if resumed is None else f".hydra/resumed_{started}"
 
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_astro.checkpoint import (
+    AtomicCheckpoints,
     BestCheckpoint,
     LastCheckpoint,
     RandomState,
@@ -38,13 +39,13 @@ from vae_astro.checkpoint import (
 )
 from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.collapse.verdict import judge
-from vae_astro.data.datamodule import StampDataModule
+from vae_astro.data.datamodule import LARGEST_SEED, StampDataModule
 from vae_astro.errors import InputError
 from vae_astro.evaluate.clusters import labelled_rows, score_against_labels
 from vae_astro.evaluate.scores import score_stamps
 from vae_astro.report import summary
 from vae_astro.report.callbacks import StampPanels
-from vae_astro.settings import check_int
+from vae_astro.settings import check_bool, check_choice, check_int, check_number
 from vae_astro.vae import VAE
 
 __all__ = ["RunResult", "train", "train_command"]
@@ -54,6 +55,10 @@ USUAL_STEPS = 1500
 """Optimiser steps of a run whose length is not given, ..."""
 EPOCHS = (10, 300)
 """... within these bounds."""
+GROUPS = {"data", "model", "prior", "likelihood", "beta", "optim", "trainer", "callbacks"}
+KEYS = {"seed", "resume", "init_from", "run_dir", "log_every_n_steps"}
+CALLBACK_KEYS = {"n_stamps", "time_share", "save_every_n_steps", "progress"}
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 STEPS_BETWEEN_VALIDATIONS = 50
 """So that a small data set does not spend its time on validation."""
 
@@ -75,9 +80,6 @@ def train_command(cfg: DictConfig) -> float:
             run_dir = Path(HydraConfig.get().runtime.output_dir)
             metrics = train(settings, run_dir).metrics
             return metrics["val"]["elbo_nats"] if metrics else math.nan
-    except KeyboardInterrupt:
-        log.warning("stopped before the training began; nothing half-written is left")
-        sys.exit(128 + signal.SIGINT)
     except (InputError, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -144,7 +146,9 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
         A mistake in the settings or the data, before any training starts where possible.
     """
     began = time.perf_counter()
-    seed_everything(check_int("seed", settings["seed"], minimum=0), workers=True, verbose=False)
+    seed = check_int("seed", settings["seed"], minimum=0, maximum=LARGEST_SEED)
+    seed_everything(seed, workers=True, verbose=False)
+    _refuse_unknown(settings)
     if not settings["resume"]:
         _refuse_taken(run_dir)
     # what is wrong with the trainer or the model should not wait for the data to be read
@@ -153,6 +157,7 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     if not trainer.is_global_zero:
         logging.getLogger("vae_astro").setLevel(logging.WARNING)
     resume = find_checkpoint("resume", settings["resume"]) if settings["resume"] else None
+    start = find_checkpoint("init_from", settings["init_from"]) if settings["init_from"] else None
     datamodule = StampDataModule(
         **settings["data"],
         seed=settings["seed"],
@@ -162,12 +167,12 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     datamodule.prepare_data()
     datamodule.setup()
     _refuse_too_few(datamodule, trainer)
-    seed_everything(settings["seed"], workers=True, verbose=False)
+    seed_everything(seed, workers=True, verbose=False)  # whatever was drawn until now
     vae = _vae(settings, datamodule.store.stamp_shape, datamodule.store.band_names)
     labels = datamodule.labels  # an unusable label file is refused now
     _say_what_is_trained(vae, datamodule, trainer)
-    if settings["init_from"]:
-        started_from = warm_start(vae, find_checkpoint("init_from", settings["init_from"]))
+    if start is not None:
+        started_from = warm_start(vae, start)
         log.info("init_from: %d weight tensors taken over", started_from.taken)
         for line in started_from.lines():
             log.warning("init_from: %s", line)
@@ -180,6 +185,8 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     n_steps_before = load_checkpoint(resume)["global_step"] if resume else 0
     try:
         trainer.fit(vae, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    except MisconfigurationException as error:
+        raise InputError(f"the trainer refuses: {' '.join(str(error).split())}") from error
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
     except SystemExit:  # what Lightning makes of Ctrl-C
@@ -256,9 +263,18 @@ def _trainer(settings: dict[str, Any], run_dir: Path, callbacks: list[Callback])
         if options[key] is None:
             options[key] = 1  # set when the data are known: see _set_length
         check_int(f"trainer.{key}", options[key], minimum=1)
+    for key in ("limit_train_batches", "limit_val_batches"):
+        if options[key] is not None:
+            check_number(f"trainer.{key}", options[key], above=0)
+    if options["gradient_clip_val"] is not None:
+        check_number("trainer.gradient_clip_val", options["gradient_clip_val"], above=0)
+    check_choice("trainer.precision", options["precision"], PRECISIONS)
+    check_bool("trainer.deterministic", options["deterministic"])
+    check_bool("callbacks.progress", settings["callbacks"]["progress"])
     try:
         return Trainer(
             **options,
+            plugins=[AtomicCheckpoints()],
             callbacks=callbacks,
             logger=TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False),
             default_root_dir=run_dir,
@@ -271,10 +287,19 @@ def _trainer(settings: dict[str, Any], run_dir: Path, callbacks: list[Callback])
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"trainer.accelerator={options.get('accelerator')} with the other trainer settings "
-            f"does not work on this machine: {reason}. trainer=auto takes what there is; "
-            "trainer=cpu always works"
+            f"these trainer settings do not work on this machine: {reason} trainer=auto takes what "
+            "there is; trainer=cpu always works"
         ) from error
+
+
+def _refuse_unknown(settings: dict[str, Any]) -> None:
+    """Raise `InputError` for a key that nobody reads: ``+key=`` adds any to the configuration."""
+    known = {"": GROUPS | KEYS, "callbacks": CALLBACK_KEYS}
+    for group, names in known.items():
+        unknown = sorted(set(settings[group] if group else settings) - names)
+        if unknown:
+            key = f"{group}.{unknown[0]}" if group else unknown[0]
+            raise InputError(f"{key} is no setting; known are {', '.join(sorted(names))}")
 
 
 def _refuse_taken(run_dir: Path) -> None:

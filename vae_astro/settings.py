@@ -13,7 +13,15 @@ from typing import Any, TypeVar
 
 from vae_astro.errors import InputError
 
-__all__ = ["build", "check_choice", "check_int", "check_number", "construct"]
+__all__ = [
+    "build",
+    "check_bool",
+    "check_choice",
+    "check_int",
+    "check_number",
+    "check_text",
+    "construct",
+]
 
 T = TypeVar("T")
 
@@ -80,9 +88,10 @@ def check_int(key: str, value: object, *, minimum: int, maximum: int | None = No
     """``value`` if it is a whole number in range, else an `InputError` that names ``key``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{key} must be a whole number, got {value!r}")
-    if value < minimum or (maximum is not None and value > maximum):
-        bound = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
-        raise InputError(f"{key} must be {bound}, got {value}")
+    if value < minimum:
+        raise InputError(f"{key} must be at least {minimum}, got {value}")
+    if maximum is not None and value > maximum:
+        raise InputError(f"{key} must be at most {maximum}, got {value}")
     return value
 
 
@@ -114,3 +123,17 @@ def check_choice(key: str, value: object, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise InputError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
     return str(value)
+
+
+def check_bool(key: str, value: object) -> bool:
+    """``value`` if it is true or false, else an `InputError` that names ``key``."""
+    if not isinstance(value, bool):
+        raise InputError(f"{key} must be true or false, got {value!r}")
+    return value
+
+
+def check_text(key: str, value: object) -> str:
+    """``value`` if it is text that is not blank, else an `InputError` that names ``key``."""
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{key} must be text, got {value!r}")
+    return value

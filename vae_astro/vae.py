@@ -338,17 +338,20 @@ class VAE(LightningModule):
     def _as_stamps(self, raw: np.ndarray) -> np.ndarray:
         if np.ma.isMaskedArray(raw):
             raw = np.ma.filled(raw.astype(np.float32), np.nan)
-        raw = np.asarray(raw)
+        try:
+            raw = np.asarray(raw, dtype=None if isinstance(raw, np.ndarray) else np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"stamps must be an array of numbers: {error}") from error
         n_bands = self.stamp_shape[0]
         given = raw.shape
         if raw.ndim == 2 or (raw.ndim == 3 and n_bands > 1):
             raw = raw[None]
         if raw.ndim == 3:
             raw = raw[:, None]
-        if raw.ndim != 4 or raw.shape[1] != n_bands or not len(raw):
+        if raw.ndim != 4 or raw.shape[1] != n_bands or not raw.size or raw.dtype.kind not in "biuf":
             raise InputError(
-                f"stamps have shape {given}; this model takes (N, {n_bands}, H, W) with the bands "
-                f"{', '.join(self.band_names)}"
+                f"stamps have shape {given} of {raw.dtype}; "
+                f"this model takes (N, {n_bands}, H, W) with the bands {', '.join(self.band_names)}"
             )
         return raw
 

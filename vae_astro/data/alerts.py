@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -59,6 +59,8 @@ class AlertReader:
 
     def __post_init__(self) -> None:
         # A configuration gives a list; a tuple keeps the reader hashable and its repr one.
+        if not isinstance(self.cutouts, Iterable):
+            raise InputError(f"data.cutouts must be a list of cutouts, got {self.cutouts!r}")
         if not isinstance(self.cutouts, str):
             object.__setattr__(self, "cutouts", tuple(self.cutouts))
         unique = set(self.cutouts)

@@ -18,10 +18,18 @@ from vae_astro.data.batches import EpochSampler, InOrder, StampDataset, StampLoa
 from vae_astro.data.fits import FitsReader
 from vae_astro.data.normalize import Normalizer
 from vae_astro.data.simulate import simulate
-from vae_astro.data.stamp import SMALLEST_STAMP, StampReader
+from vae_astro.data.stamp import LARGEST_STAMP, SMALLEST_STAMP, StampReader
 from vae_astro.data.store import StampStore, open_or_pack
 from vae_astro.errors import InputError
-from vae_astro.settings import build, check_choice, check_int, check_number, construct
+from vae_astro.settings import (
+    build,
+    check_bool,
+    check_choice,
+    check_int,
+    check_number,
+    check_text,
+    construct,
+)
 
 __all__ = ["READERS", "StampDataModule", "read_labels", "split_rows"]
 
@@ -29,6 +37,9 @@ READERS: dict[str, Callable[..., StampReader]] = {"fits": FitsReader, "alerts": 
 
 DEFAULT_SIZE = 63
 """Height and width of simulated stamps where none is asked for: ZTF's, in pixels."""
+
+LARGEST_SEED = 2**32 - 1
+"""What the generators of all libraries take."""
 
 log = logging.getLogger(__name__)
 
@@ -109,17 +120,25 @@ class StampDataModule(LightningDataModule):
             raise InputError(
                 "data.root is not set; give the folder of your stamps: data.root=FOLDER"
             )
-        self.root = Path(root)
-        self.size = None if size is None else check_int("data.size", size, minimum=SMALLEST_STAMP)
+        self.root = Path(check_text("data.root", root)).expanduser()
+        if size is not None:
+            check_int("data.size", size, minimum=SMALLEST_STAMP, maximum=LARGEST_STAMP)
+        self.size = size
         given = {} if size is None else {"size": size}
         check_choice("data.format", format, tuple(READERS))
         self.reader = build("data", READERS, {"name": format, **reader_settings}, **given)
         self.normalizer = construct("data.normalize", Normalizer, normalize or {})
-        self.store_dir = Path(store_dir)
-        self.labels_file = Path(labels) if labels else None
+        self.store_dir = Path(check_text("data.store_dir", store_dir)).expanduser()
+        self.labels_file = None
+        if labels is not None:
+            self.labels_file = Path(check_text("data.labels", labels)).expanduser()
+        if label_column is not None:
+            check_text("data.label_column", label_column)
         self.label_column = label_column
         if isinstance(classes, str):
             classes = [classes]
+        if classes is not None and not isinstance(classes, Sequence):
+            raise InputError(f"data.classes must be a list of labels or null, got {classes!r}")
         self.classes = [str(label) for label in classes] if classes else None
         self.batch_size = check_int("data.batch_size", batch_size, minimum=1)
         self.val_fraction = check_number("data.val_fraction", val_fraction, above=0, maximum=0.9)
@@ -128,9 +147,9 @@ class StampDataModule(LightningDataModule):
         )
         if self.val_fraction + self.test_fraction >= 1:
             raise InputError("data.val_fraction and data.test_fraction leave nothing to train on")
-        self.augment = augment
+        self.augment = check_bool("data.augment", augment)
         self.n_workers = check_int("data.n_workers", n_workers, minimum=0)
-        self.seed = check_int("seed", seed, minimum=0)
+        self.seed = check_int("seed", seed, minimum=0, maximum=LARGEST_SEED)
         if n_stamps is not None:
             check_int("data.n_stamps", n_stamps, minimum=1)
         self.n_stamps = n_stamps

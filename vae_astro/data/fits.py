@@ -34,6 +34,7 @@ from vae_astro.data.headers import (
 )
 from vae_astro.data.stamp import Reject, Stamp
 from vae_astro.errors import InputError
+from vae_astro.settings import check_text
 
 __all__ = ["FITS_SUFFIXES", "FitsReader", "first_image"]
 
@@ -90,13 +91,14 @@ class FitsReader:
     max_pixels: int = 4096 * 4096
 
     def __post_init__(self) -> None:
-        if isinstance(self.hdu, bool) or (isinstance(self.hdu, int) and self.hdu < 0):
+        unfit = isinstance(self.hdu, bool) or not isinstance(self.hdu, int | str | None)
+        if unfit or (isinstance(self.hdu, int) and self.hdu < 0):
             raise InputError(f"data.hdu must be a number from 0, a name or null, got {self.hdu}")
         if self.cube not in ("auto", "bands", "stamps"):
             raise InputError(f"data.cube must be auto, bands or stamps, got {self.cube!r}")
         for key, word in (("id", self.id_keyword), ("label", self.label_keyword)):
-            if word is not None and not word.strip():
-                raise InputError(f"data.{key}_keyword must be a FITS keyword or null, got {word!r}")
+            if word is not None:
+                check_text(f"data.{key}_keyword", word)
         if self.max_pixels < 1:
             raise InputError(f"data.max_pixels must be at least 1, got {self.max_pixels}")
 

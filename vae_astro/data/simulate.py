@@ -31,7 +31,9 @@ from vae_astro.data.sky_model import (
     SimulatedStamp,
     draw_stamp,
 )
+from vae_astro.data.stamp import LARGEST_STAMP, SMALLEST_STAMP
 from vae_astro.errors import InputError
+from vae_astro.settings import check_int
 
 __all__ = [
     "CLASSES",
@@ -98,14 +100,11 @@ def simulate(
     InputError
         If an argument is out of range, ``root`` holds anything else, or cannot be written.
     """
-    for key, value, least in (
-        ("data.n_stamps", n_stamps, 1),
-        ("data.size", size, 16),
-        ("data.simulation_seed", seed, 0),
-        ("n_processes", 1 if n_processes is None else n_processes, 1),
-    ):
-        if value < least:
-            raise InputError(f"{key} must be at least {least}, got {value}")
+    check_int("data.n_stamps", n_stamps, minimum=1)
+    check_int("data.size", size, minimum=SMALLEST_STAMP, maximum=LARGEST_STAMP)
+    check_int("data.simulation_seed", seed, minimum=0)
+    if n_processes is not None:
+        check_int("n_processes", n_processes, minimum=1)
     settings = {"format": FORMAT_VERSION, "n_stamps": n_stamps, "seed": seed, "size": size}
     try:
         if _is_finished(root, settings):
@@ -284,7 +283,7 @@ def _is_finished(root: Path, settings: dict[str, int]) -> bool:
     raise InputError(
         f"data.root: {root} is taken, found {what}, expected a new or empty folder or a simulation "
         f"with {_listed(settings)}; set data.root to another folder, or data.n_stamps, data.size "
-        "and data.simulation_seed to what is there"
+        "and data.simulation_seed to what is there; to train on stamps of your own, add data=fits"
     )
 
 

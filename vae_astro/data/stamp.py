@@ -9,10 +9,12 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["SMALLEST_STAMP", "Reject", "Stamp", "StampReader", "fit_to_size"]
+__all__ = ["LARGEST_STAMP", "SMALLEST_STAMP", "Reject", "Stamp", "StampReader", "fit_to_size"]
 
 SMALLEST_STAMP = 16
 """Height and width of the smallest stamp that is stored, in pixels."""
+LARGEST_STAMP = 4096
+"""And of the largest: beyond it is not a stamp."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,14 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from vae_astro.data.normalize import Normalizer, measure_sky
-from vae_astro.data.stamp import SMALLEST_STAMP, Reject, Stamp, StampReader, fit_to_size
+from vae_astro.data.stamp import (
+    LARGEST_STAMP,
+    SMALLEST_STAMP,
+    Reject,
+    Stamp,
+    StampReader,
+    fit_to_size,
+)
 from vae_astro.errors import InputError
 from vae_astro.settings import check_int
 
@@ -181,7 +188,7 @@ def open_or_pack(
     """
     normalizer = normalizer or Normalizer()
     if size is not None:
-        check_int("data.size", size, minimum=SMALLEST_STAMP)
+        check_int("data.size", size, minimum=SMALLEST_STAMP, maximum=LARGEST_STAMP)
     root, store_dir = Path(root), Path(store_dir)
     files = reader.find(root)
     key = _key(root, files, reader, size, normalizer)

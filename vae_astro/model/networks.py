@@ -11,9 +11,13 @@ from vae_astro.errors import InputError
 from vae_astro.model.decoders import ConvDecoder, LinearDecoder, QuestionDecoder
 from vae_astro.model.encoders import ConvEncoder, LinearEncoder, QuestionEncoder
 from vae_astro.model.posterior import DiagonalGaussian
-from vae_astro.settings import check_choice, check_int, check_number
+from vae_astro.settings import check_bool, check_choice, check_int, check_number
 
 __all__ = ["NETWORKS", "Network", "conv", "linear", "question"]
+
+
+MOST_UNITS = 65_536
+"""Latent units or channels beyond which a number is taken for a slip."""
 
 
 class Network(nn.Module):
@@ -95,7 +99,7 @@ def linear(
     *, n_bands: int, size: int, latent_dim: int = 16, initialisation: str = "default"
 ) -> Network:
     """Linear encoder and decoder: probabilistic PCA, for which collapse is known exactly."""
-    check_int("model.latent_dim", latent_dim, minimum=1)
+    check_int("model.latent_dim", latent_dim, minimum=1, maximum=MOST_UNITS)
     return Network(
         LinearEncoder(n_bands, size, latent_dim),
         LinearDecoder(n_bands, size, latent_dim),
@@ -113,8 +117,8 @@ def conv(
     initialisation: str = "default",
 ) -> Network:
     """The default: residual convolutions, 1.3 million parameters at width 32 and 63x63."""
-    check_int("model.latent_dim", latent_dim, minimum=1)
-    if check_int("model.width", width, minimum=8) % 8:
+    check_int("model.latent_dim", latent_dim, minimum=1, maximum=MOST_UNITS)
+    if check_int("model.width", width, minimum=8, maximum=MOST_UNITS) % 8:
         raise InputError(f"model.width must be a multiple of 8, got {width}")
     return Network(
         ConvEncoder(n_bands, size, latent_dim, width),
@@ -137,8 +141,14 @@ def question(
     initialisation: str = "xavier",
 ) -> Network:
     """The network of the question; every fault that lies in the network is a switch, off here."""
-    check_int("model.latent_dim", latent_dim, minimum=1)
-    check_int("model.bottleneck_units", bottleneck_units, minimum=1)
+    check_int("model.latent_dim", latent_dim, minimum=1, maximum=MOST_UNITS)
+    check_int("model.bottleneck_units", bottleneck_units, minimum=1, maximum=MOST_UNITS)
+    for key, value in (
+        ("dying_bottleneck", dying_bottleneck),
+        ("softmax_output", softmax_output),
+        ("exp_full_log_var", exp_full_log_var),
+    ):
+        check_bool(f"model.{key}", value)
     return QuestionNetwork(
         QuestionEncoder(n_bands, size, latent_dim, bottleneck_units, dying_bottleneck),
         QuestionDecoder(n_bands, size, latent_dim, softmax_output),

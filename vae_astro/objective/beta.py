@@ -214,4 +214,4 @@ class _Ramp:
 
 
 def _free_bits(free_bits_nats: float) -> float:
-    return check_number("beta.free_bits_nats", free_bits_nats, minimum=0)
+    return check_number("beta.free_bits_nats", free_bits_nats, minimum=0, maximum=1e6)

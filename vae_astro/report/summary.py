@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +109,17 @@ def log_hyperparameters(
             logger.finalize("success")
 
 
+def _is_here(folder: Path) -> bool:
+    return folder.resolve().is_relative_to(Path.cwd())
+
+
 def closing_lines(metrics: dict[str, Any], verdict: CollapseVerdict, run_dir: Path) -> str:
     """What a run says at its end, for a person."""
     val, classes = metrics["val"], metrics["classes"]
-    shown = os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
+    shown = shlex.quote(os.path.relpath(run_dir) if _is_here(run_dir) else str(run_dir))
+    above = shlex.quote(
+        os.path.relpath(run_dir.parent) if _is_here(run_dir) else str(run_dir.parent)
+    )
     lines = [
         "",
         f"ELBO at beta = 1   {val['elbo_nats']:.1f} nats per stamp "
@@ -128,7 +136,7 @@ def closing_lines(metrics: dict[str, Any], verdict: CollapseVerdict, run_dir: Pa
         f"verdict            {verdict.sentence}",
         f"best checkpoint    {shown}/checkpoints/best.ckpt",
         f"pictures           {shown}/figures",
-        "next               tensorboard --logdir runs",
+        f"next               tensorboard --logdir {above}",
         f"                   python train.py init_from={shown}   (another run from these weights)",
     ]
     return "\n".join(lines)
