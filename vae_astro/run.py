@@ -38,7 +38,7 @@ from vae_astro.checkpoint import (
     warm_start,
 )
 from vae_astro.collapse.monitor import CollapseMonitor
-from vae_astro.collapse.verdict import judge
+from vae_astro.collapse.verdict import CollapseVerdict, judge
 from vae_astro.data.datamodule import LARGEST_SEED, StampDataModule
 from vae_astro.errors import InputError
 from vae_astro.evaluate.clusters import labelled_rows, score_against_labels
@@ -147,42 +147,65 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     """
     began = time.perf_counter()
     seed = check_int("seed", settings["seed"], minimum=0, maximum=LARGEST_SEED)
-    seed_everything(seed, workers=True, verbose=False)
     _refuse_unknown(settings)
     if not settings["resume"]:
         _refuse_taken(run_dir)
-    # what is wrong with the trainer or the model should not wait for the data to be read
+    # what is wrong with the settings should not wait for the data to be read
     panels = StampPanels(settings["callbacks"]["n_stamps"], settings["callbacks"]["time_share"])
     trainer = _trainer(settings, run_dir, [panels, *_callbacks(settings["callbacks"], run_dir)])
     if not trainer.is_global_zero:
         logging.getLogger("vae_astro").setLevel(logging.WARNING)
     resume = find_checkpoint("resume", settings["resume"]) if settings["resume"] else None
     start = find_checkpoint("init_from", settings["init_from"]) if settings["init_from"] else None
-    datamodule = StampDataModule(
-        **settings["data"],
-        seed=settings["seed"],
-        progress=settings["callbacks"]["progress"] and trainer.is_global_zero,
-    )
+    progress = settings["callbacks"]["progress"] and trainer.is_global_zero
+    datamodule = StampDataModule(**settings["data"], seed=seed, progress=progress)
     _vae(settings, stamp_shape=(1, 64, 64), band_names=None)
+
     datamodule.prepare_data()
     datamodule.setup()
     _refuse_too_few(datamodule, trainer)
-    seed_everything(seed, workers=True, verbose=False)  # whatever was drawn until now
-    vae = _vae(settings, datamodule.store.stamp_shape, datamodule.store.band_names)
     labels = datamodule.labels  # an unusable label file is refused now
+    seed_everything(seed, workers=True, verbose=False)
+    vae = _vae(settings, datamodule.store.stamp_shape, datamodule.store.band_names)
     _say_what_is_trained(vae, datamodule, trainer)
     if start is not None:
         started_from = warm_start(vae, start)
         log.info("init_from: %d weight tensors taken over", started_from.taken)
         for line in started_from.lines():
             log.warning("init_from: %s", line)
+
+    timing = _fit(trainer, vae, datamodule, settings["trainer"], resume)
+    best = run_dir / "checkpoints" / "best.ckpt"
+    if best.exists():
+        vae.load_state_dict(load_checkpoint(best)["state_dict"])
+    vae.to(trainer.strategy.root_device)
+    if not trainer.is_global_zero:
+        return RunResult(vae, {}, run_dir)
+    log.info("judging the best checkpoint")
+    shown = next(iter(datamodule.in_order(datamodule.val_rows[: panels.n_stamps])))
+    panels.draw_last(trainer, vae, shown, run_dir / "figures")
+    metrics, verdict = _judge(vae, datamodule, labels)
+    metrics["timing"] = {"seconds_total": time.perf_counter() - began, **timing}
+    summary.write_metrics(run_dir, metrics)
+    summary.log_hyperparameters(trainer, settings, metrics)
+    log.info("%s", summary.closing_lines(metrics, verdict, run_dir))
+    return RunResult(vae, metrics, run_dir)
+
+
+def _fit(
+    trainer: Trainer,
+    vae: VAE,
+    datamodule: StampDataModule,
+    options: dict[str, Any],
+    resume: Path | None,
+) -> dict[str, float]:
+    """Train, and say how long it took and how fast it went."""
+    _set_length(trainer, options, datamodule.steps_per_epoch(trainer.world_size))
+    n_steps_before = 0
     if resume is not None:
         refuse_other_shapes(vae, resume)
-
-    _set_length(trainer, settings["trainer"], datamodule.steps_per_epoch(trainer.world_size))
-
-    fit_began = time.perf_counter()
-    n_steps_before = load_checkpoint(resume)["global_step"] if resume else 0
+        n_steps_before = load_checkpoint(resume)["global_step"]
+    began = time.perf_counter()
     try:
         trainer.fit(vae, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     except MisconfigurationException as error:
@@ -191,38 +214,25 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
         sys.exit(128 + signal.SIGTERM)
     except SystemExit:  # what Lightning makes of Ctrl-C
         sys.exit(128 + signal.SIGINT)
-    seconds_fit = time.perf_counter() - fit_began
+    seconds = time.perf_counter() - began
     # the step count is that of the whole run, the time only of this part of it
-    n_stamps_seen = (trainer.global_step - n_steps_before) * _global_batch_size(trainer, datamodule)
+    n_stamps = (trainer.global_step - n_steps_before) * _global_batch_size(trainer, datamodule)
+    return {"seconds_fit": seconds, "train_stamps_per_second": n_stamps / seconds}
 
-    best = run_dir / "checkpoints" / "best.ckpt"
-    if best.exists():
-        vae.load_state_dict(load_checkpoint(best)["state_dict"])
-    vae.to(trainer.strategy.root_device)
-    metrics: dict[str, Any] = {}
-    if trainer.is_global_zero:
-        log.info("judging the best checkpoint")
-        labelled = labelled_rows(labels)
-        rows = np.unique(np.concatenate([datamodule.val_rows, datamodule.test_rows, labelled]))
-        table = score_stamps(vae, datamodule.in_order(rows))
-        held_out = table.of(datamodule.val_rows)
-        verdict = judge(held_out.mean, held_out.kl_per_unit)
-        classes = score_against_labels(
-            table.of(labelled).mean, labels[labelled], datamodule.in_order(labelled)
-        )
-        shown = datamodule.val_rows[: panels.n_stamps]
-        panels.draw_last(trainer, vae, next(iter(datamodule.in_order(shown))), run_dir / "figures")
-        timing = {
-            "seconds_total": time.perf_counter() - began,
-            "seconds_fit": seconds_fit,
-            "train_stamps_per_second": n_stamps_seen / seconds_fit,
-        }
-        test = table.of(datamodule.test_rows)
-        metrics = summary.metrics_of(held_out, test, verdict, classes, datamodule, timing)
-        summary.write_metrics(run_dir, metrics)
-        summary.log_hyperparameters(trainer, settings, metrics)
-        log.info("%s", summary.closing_lines(metrics, verdict, run_dir))
-    return RunResult(vae, metrics, run_dir)
+
+def _judge(
+    vae: VAE, datamodule: StampDataModule, labels: np.ndarray
+) -> tuple[dict[str, Any], CollapseVerdict]:
+    """Score what was held out and what is labelled; no more, however large the store is."""
+    labelled = labelled_rows(labels)
+    rows = np.unique(np.concatenate([datamodule.val_rows, datamodule.test_rows, labelled]))
+    table = score_stamps(vae, datamodule.in_order(rows))
+    held_out, test = table.of(datamodule.val_rows), table.of(datamodule.test_rows)
+    verdict = judge(held_out.mean, held_out.kl_per_unit)
+    classes = score_against_labels(
+        table.of(labelled).mean, labels[labelled], datamodule.in_order(labelled)
+    )
+    return summary.metrics_of(held_out, test, verdict, classes, datamodule), verdict
 
 
 def _vae(

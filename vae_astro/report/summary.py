@@ -26,9 +26,8 @@ def metrics_of(
     verdict: CollapseVerdict,
     classes: LabelScores | None,
     datamodule: StampDataModule,
-    timing: dict[str, float],
 ) -> dict[str, Any]:
-    """What ``metrics.json`` holds: plain numbers, None for what was not computed.
+    """What ``metrics.json`` holds but for timing: plain numbers, None for what was not computed.
 
     Parameters
     ----------
@@ -40,8 +39,6 @@ def metrics_of(
         Clusters against labels.
     datamodule : StampDataModule
         For the number of stamps.
-    timing : dict
-        Seconds and rates.
     """
     return {
         "val": _bound_of(held_out),
@@ -68,7 +65,6 @@ def metrics_of(
             "n_test": len(datamodule.test_rows),
             "n_rejected": datamodule.store.n_rejected,
         },
-        "timing": timing,
     }
 
 
