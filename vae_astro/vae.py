@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -25,7 +24,8 @@ from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.model.priors import PRIORS
 from vae_astro.objective.beta import SCHEDULES, RatePenalty, Schedule
 from vae_astro.objective.elbo import Elbo
-from vae_astro.settings import build, check_choice, check_int, check_number, construct
+from vae_astro.objective.optim import Optim
+from vae_astro.settings import build, check_int, construct
 
 __all__ = ["VAE", "StampScores", "gather"]
 
@@ -119,7 +119,7 @@ class VAE(LightningModule):
         )
         self.beta_settings = dict(beta or {"name": "linear"})
         self.schedule = self._schedule_of(1)  # made again when the length of the run is known
-        self.optim = construct("optim", _Optim, optim or {})
+        self.optim = construct("optim", Optim, optim or {})
         self.log_every_n_steps = check_int("log_every_n_steps", log_every_n_steps, minimum=1)
         self.total_steps = 1
         """Length of the run that the schedules are made for, in optimiser steps."""
@@ -354,36 +354,6 @@ class VAE(LightningModule):
                 f"this model takes (N, {n_bands}, H, W) with the bands {', '.join(self.band_names)}"
             )
         return raw
-
-
-@dataclass(frozen=True)
-class _Optim:
-    """The optimiser and its learning rate; keys of the config group ``optim``."""
-
-    name: str = "adam"
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
-    warmup_steps: int = 100
-
-    def __post_init__(self) -> None:
-        check_choice("optim.name", self.name, ("adam", "adamw"))
-        check_number("optim.lr", self.lr, above=0)
-        check_number("optim.weight_decay", self.weight_decay, minimum=0)
-        check_choice("optim.schedule", self.schedule, ("constant", "cosine"))
-        check_int("optim.warmup_steps", self.warmup_steps, minimum=0)
-
-    def optimizer(self, module: torch.nn.Module, fused: bool = True) -> torch.optim.Optimizer:
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name]
-        return kind(module.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
-
-    def factor(self, step: int, total_steps: int) -> float:
-        """Share of ``lr`` at ``step``: a linear warm-up, then half a cosine to 1 % (or flat)."""
-        rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
-        if self.schedule == "constant":
-            return rise
-        progress = min(step / max(total_steps, 1), 1.0)
-        return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def gather(values: Tensor) -> Tensor:

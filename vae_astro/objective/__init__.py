@@ -1,1 +1,1 @@
-"""What is maximised: KL per unit, the ELBO's named parts, beta as a function of the step."""
+"""What is maximised and how: KL per unit, the ELBO, schedules of beta, the optimiser."""
