@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from vae_astro import VAE
-from vae_astro.checkpoint import AtomicCheckpoints, load_checkpoint
+from vae_astro.checkpoint import AtomicCheckpoints, find_checkpoint, load_checkpoint
 from vae_astro.data.simulate import simulate
 from vae_astro.errors import InputError
 from vae_astro.folders import register_resolvers
@@ -202,6 +202,18 @@ def test_resume_refuses_another_model_and_a_run_without_checkpoint(
     (tmp_path / "empty").mkdir()
     done = run_train(tmp_path, "resume=empty", expect=2)
     assert "holds no checkpoint" in done.stdout
+
+
+def test_init_from_takes_the_best_and_resume_the_last(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"holds no checkpoint: there is no checkpoints/best.ckpt"):
+        find_checkpoint("init_from", str(tmp_path / "run"))
+    (folder / "last.ckpt").touch()  # stopped before the first validation
+    assert find_checkpoint("init_from", str(tmp_path / "run")) == folder / "last.ckpt"
+    (folder / "best.ckpt").touch()
+    assert find_checkpoint("init_from", str(folder)) == folder / "best.ckpt"
+    assert find_checkpoint("resume", str(tmp_path / "run")) == folder / "last.ckpt"
 
 
 def test_init_from_takes_what_fits_and_says_what_does_not(

@@ -44,7 +44,8 @@ def find_checkpoint(key: str, path: str) -> Path:
     Parameters
     ----------
     key : str
-        ``resume``, which takes a run's last checkpoint, or ``init_from``, which takes its best.
+        ``resume``, which takes a run's last checkpoint, or ``init_from``, which takes its best, or
+        the last of a run that was stopped before its first validation.
     path : str
         File, run folder or its ``checkpoints`` folder.
 
@@ -54,14 +55,14 @@ def find_checkpoint(key: str, path: str) -> Path:
         If there is none.
     """
     given = Path(check_text(key, path)).expanduser()
-    name = {"resume": "last.ckpt", "init_from": "best.ckpt"}[key]
-    candidates = [given, given / "checkpoints" / name, given / name]
-    for candidate in candidates:
+    names = {"resume": ("last.ckpt",), "init_from": ("best.ckpt", "last.ckpt")}[key]
+    folders = (given / "checkpoints", given)
+    for candidate in (given, *(folder / name for name in names for folder in folders)):
         if candidate.is_file():
             return candidate
     if not given.exists():
         raise InputError(f"{key}={path} does not exist; give a run folder or a .ckpt file")
-    raise InputError(f"{key}={path} holds no checkpoint: there is no checkpoints/{name} in it")
+    raise InputError(f"{key}={path} holds no checkpoint: there is no checkpoints/{names[0]} in it")
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -213,15 +213,15 @@ class VAE(LightningModule):
         return scores
 
     def on_validation_epoch_end(self) -> None:
-        columns = ("elbo.reconstruction", "elbo.kl", "chi2_per_pixel")
-        reconstruction, kl, chi2 = (
+        columns = ("elbo.nats", "elbo.reconstruction", "elbo.kl", "chi2_per_pixel")
+        elbo, reconstruction, kl, chi2 = (
             gather(torch.cat([attrgetter(name)(scores) for scores in self._val_scores]))
             for name in columns
         )
         self._val_scores.clear()
         self.log_dict(
             {
-                "val/elbo_nats": (reconstruction - kl).mean(),
+                "val/elbo_nats": elbo.mean(),
                 "val/reconstruction_nats": reconstruction.mean(),
                 "val/kl_nats": kl.mean(),
                 "val/chi2_per_pixel": chi2.quantile(0.5),

@@ -131,6 +131,8 @@ def stamp_sheet(images: np.ndarray, title: str, n_columns: int = 8) -> Figure:
 def kl_history(steps: Sequence[int], kl_per_unit: np.ndarray) -> Figure:
     """KL of every latent unit over training, strongest at the top.
 
+    The colours span what the second half of the training shows: the first steps can be far above.
+
     Parameters
     ----------
     steps : sequence of int, length T
@@ -147,13 +149,14 @@ def kl_history(steps: Sequence[int], kl_per_unit: np.ndarray) -> Figure:
         kl_per_unit[:, order].T,
         cmap="magma",
         vmin=0,
+        vmax=max(float(kl_per_unit[len(steps) // 2 :].max()), 1e-12),
     )
     ticks = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 8)).astype(int))
     ax.set_xticks(ticks + 0.5, [str(steps[tick]) for tick in ticks])
     ax.set_yticks(np.arange(len(order)) + 0.5, [str(unit) for unit in order], fontsize=7)
     ax.set_xlabel("optimiser step")
     ax.set_ylabel("latent unit")
-    figure.colorbar(picture, ax=ax, label="KL from the prior [nats]", pad=0.01)
+    figure.colorbar(picture, ax=ax, label="KL from the prior [nats]", pad=0.01, extend="max")
     return figure
 
 
