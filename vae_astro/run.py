@@ -37,15 +37,17 @@ from vae_astro.checkpoint import (
     refuse_other_shapes,
     warm_start,
 )
+from vae_astro.collapse.forecast import Forecast, forecast_run
 from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.collapse.verdict import CollapseVerdict, judge
 from vae_astro.data.datamodule import LARGEST_SEED, StampDataModule
 from vae_astro.errors import InputError
 from vae_astro.evaluate.clusters import labelled_rows, score_against_labels
 from vae_astro.evaluate.scores import score_stamps
+from vae_astro.objective.beta import SCHEDULES
 from vae_astro.report import summary
 from vae_astro.report.callbacks import StampPanels
-from vae_astro.settings import check_bool, check_choice, check_int, check_number
+from vae_astro.settings import build, check_bool, check_choice, check_int, check_number
 from vae_astro.vae import VAE
 
 __all__ = ["RunResult", "train", "train_command"]
@@ -55,8 +57,19 @@ USUAL_STEPS = 1500
 """Optimiser steps of a run whose length is not given, ..."""
 EPOCHS = (10, 300)
 """... within these bounds."""
-GROUPS = {"data", "model", "prior", "likelihood", "beta", "optim", "trainer", "callbacks"}
+GROUPS = {
+    "data",
+    "model",
+    "prior",
+    "likelihood",
+    "beta",
+    "optim",
+    "trainer",
+    "collapse",
+    "callbacks",
+}
 KEYS = {"seed", "resume", "init_from", "run_dir", "log_every_n_steps"}
+COLLAPSE_KEYS = {"forecast_stamps"}
 CALLBACK_KEYS = {"n_stamps", "time_share", "save_every_n_steps", "progress"}
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 STEPS_BETWEEN_VALIDATIONS = 50
@@ -174,7 +187,9 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
         for line in started_from.lines():
             log.warning("init_from: %s", line)
 
-    timing = _fit(trainer, vae, datamodule, settings["trainer"], resume)
+    _set_length(trainer, settings["trainer"], datamodule.steps_per_epoch(trainer.world_size))
+    foreseen = _forecast(vae, datamodule, trainer, settings["collapse"]["forecast_stamps"])
+    timing = _fit(trainer, vae, datamodule, resume)
     best = run_dir / "checkpoints" / "best.ckpt"
     if best.exists():
         vae.load_state_dict(load_checkpoint(best)["state_dict"])
@@ -185,6 +200,7 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     shown = next(iter(datamodule.in_order(datamodule.val_rows[: panels.n_stamps])))
     panels.draw_last(trainer, vae, shown, run_dir / "figures")
     metrics, verdict = _judge(vae, datamodule, labels)
+    metrics["collapse"]["forecast"] = None if foreseen is None else foreseen.as_dict()
     metrics["timing"] = {"seconds_total": time.perf_counter() - began, **timing}
     summary.write_metrics(run_dir, metrics)
     summary.log_hyperparameters(trainer, settings, metrics)
@@ -196,11 +212,9 @@ def _fit(
     trainer: Trainer,
     vae: VAE,
     datamodule: StampDataModule,
-    options: dict[str, Any],
     resume: Path | None,
 ) -> dict[str, float]:
     """Train, and say how long it took and how fast it went."""
-    _set_length(trainer, options, datamodule.steps_per_epoch(trainer.world_size))
     n_steps_before = 0
     if resume is not None:
         refuse_other_shapes(vae, resume)
@@ -218,6 +232,32 @@ def _fit(
     # the step count is that of the whole run, the time only of this part of it
     n_stamps = (trainer.global_step - n_steps_before) * _global_batch_size(trainer, datamodule)
     return {"seconds_fit": seconds, "train_stamps_per_second": n_stamps / seconds}
+
+
+def _forecast(
+    vae: VAE, datamodule: StampDataModule, trainer: Trainer, n_stamps: int
+) -> Forecast | None:
+    """Say what the run will come to; None where that cannot be said."""
+    if not (trainer.is_global_zero and n_stamps):
+        return None
+    total_steps = int(trainer.fit_loop.max_epochs or 1) * datamodule.steps_per_epoch(
+        trainer.world_size
+    )
+    schedule = build("beta", SCHEDULES, vae.beta_settings, total_steps=total_steps)
+    try:
+        foreseen = forecast_run(
+            datamodule.training_sample(n_stamps),
+            vae.likelihood,
+            vae.latent_dim,
+            schedule,
+            total_steps,
+        )
+    except InputError as error:  # a run may still be wanted, to try things out
+        log.warning("no forecast: %s", error)
+        return None
+    for line in foreseen.lines:
+        log.info("%s", line)
+    return foreseen
 
 
 def _judge(
@@ -281,6 +321,7 @@ def _trainer(settings: dict[str, Any], run_dir: Path, callbacks: list[Callback])
     check_choice("trainer.precision", options["precision"], PRECISIONS)
     check_bool("trainer.deterministic", options["deterministic"])
     check_bool("callbacks.progress", settings["callbacks"]["progress"])
+    check_int("collapse.forecast_stamps", settings["collapse"]["forecast_stamps"], minimum=0)
     try:
         return Trainer(
             **options,
@@ -304,7 +345,7 @@ def _trainer(settings: dict[str, Any], run_dir: Path, callbacks: list[Callback])
 
 def _refuse_unknown(settings: dict[str, Any]) -> None:
     """Raise `InputError` for a key that nobody reads: ``+key=`` adds any to the configuration."""
-    known = {"": GROUPS | KEYS, "callbacks": CALLBACK_KEYS}
+    known = {"": GROUPS | KEYS, "collapse": COLLAPSE_KEYS, "callbacks": CALLBACK_KEYS}
     for group, names in known.items():
         unknown = sorted(set(settings[group] if group else settings) - names)
         if unknown:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vae_astro.collapse.verdict import ACTIVE_VARIANCE, FULL_COLLAPSE_NATS, CollapseVerdict, judge
+from vae_astro.collapse.units import ACTIVE_VARIANCE, FULL_COLLAPSE_NATS
+from vae_astro.collapse.verdict import CollapseVerdict, judge
 
 
 def means_of_variance(*variances: float, n_stamps: int = 10) -> np.ndarray:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from vae_astro.collapse.units import ACTIVE_VARIANCE, Verdict, verdict_of
 from vae_astro.errors import InputError
 
-__all__ = ["ACTIVE_VARIANCE", "FULL_COLLAPSE_NATS", "CollapseVerdict", "judge"]
-
-ACTIVE_VARIANCE = 0.01
-"""A unit is active if its posterior mean varies more than this over stamps (Burda et al. 2016)."""
-FULL_COLLAPSE_NATS = 0.1
-"""Total KL below which the code says nothing, whatever its units seem to do."""
+__all__ = ["CollapseVerdict", "judge"]
 
 
 @dataclass(frozen=True)
@@ -24,15 +19,14 @@ class CollapseVerdict:
     Attributes
     ----------
     verdict : {"none", "partial", "full"}
-        ``full``: no active unit, or less than `FULL_COLLAPSE_NATS` in total; ``partial``: fewer
-        than half of the units active; ``none`` otherwise.
+        See `verdict_of`.
     active_units, latent_dim : int
         Units whose posterior mean varies, of how many.
     kl_per_unit_nats : tuple of float
         Mean divergence from the prior, for each unit.
     """
 
-    verdict: Literal["none", "partial", "full"]
+    verdict: Verdict
     active_units: int
     latent_dim: int
     kl_per_unit_nats: tuple[float, ...]
@@ -85,9 +79,5 @@ def judge(means: np.ndarray, kl_per_unit: np.ndarray) -> CollapseVerdict:
     active_units = int((np.var(means, axis=0, dtype=np.float64) > ACTIVE_VARIANCE).sum())
     mean_kl = kl_per_unit.mean(axis=0, dtype=np.float64)
     latent_dim = means.shape[1]
-    verdict: Literal["none", "partial", "full"] = "none"
-    if active_units == 0 or mean_kl.sum() < FULL_COLLAPSE_NATS:
-        verdict = "full"
-    elif 2 * active_units < latent_dim:
-        verdict = "partial"
+    verdict = verdict_of(active_units, latent_dim, float(mean_kl.sum()))
     return CollapseVerdict(verdict, active_units, latent_dim, tuple(map(float, mean_kl)))

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 from lightning import LightningDataModule
 
 from vae_astro.data.alerts import AlertReader
-from vae_astro.data.batches import EpochSampler, InOrder, StampDataset, StampLoader
+from vae_astro.data.augment import N_SYMMETRIES
+from vae_astro.data.batches import Batch, Draw, EpochSampler, InOrder, StampDataset, StampLoader
 from vae_astro.data.fits import FitsReader
 from vae_astro.data.normalize import Normalizer
 from vae_astro.data.simulate import simulate
@@ -37,6 +38,8 @@ READERS: dict[str, Callable[..., StampReader]] = {"fits": FitsReader, "alerts": 
 
 DEFAULT_SIZE = 63
 """Height and width of simulated stamps where none is asked for: ZTF's, in pixels."""
+
+SAMPLE_CHUNK = 256
 
 LARGEST_SEED = 2**32 - 1
 """What the generators of all libraries take."""
@@ -242,6 +245,26 @@ class StampDataModule(LightningDataModule):
     def in_order(self, rows: np.ndarray) -> StampLoader:
         """Chosen rows of the store in order, unaugmented, all of them on every process."""
         return self._loader(InOrder(rows, self.batch_size))
+
+    def training_sample(self, n_stamps: int) -> Iterator[Batch]:
+        """Training stamps in random order as training sees them, for statistics.
+
+        Every stamp comes once, or once in each of the eight poses if they are augmented, until
+        ``n_stamps`` have come. Nothing random moves.
+        """
+        rng = np.random.default_rng(self.seed)
+        poses = rng.integers(N_SYMMETRIES, size=len(self.train_rows))
+        n_rounds = N_SYMMETRIES if self.augment else 1
+        dataset = StampDataset(self.store, self.normalizer)
+        for turn in range(n_rounds):
+            order = rng.permutation(len(self.train_rows))[:n_stamps]
+            n_stamps -= len(order)
+            for first in range(0, len(order), SAMPLE_CHUNK):
+                chosen = order[first : first + SAMPLE_CHUNK]
+                pose = (poses[chosen] + turn) % N_SYMMETRIES if self.augment else None
+                yield dataset[Draw(self.train_rows[chosen], pose)]
+            if not n_stamps:
+                return
 
     def steps_per_epoch(self, n_ranks: int = 1) -> int:
         """Batches that each of ``n_ranks`` processes gets in an epoch."""

@@ -46,6 +46,9 @@ class Likelihood(nn.Module, ABC):
     kl_weight = 1.0
     """Factor on beta in training; 1 for every density."""
 
+    learns_scale = False
+    """Whether training adapts the width of the density to the residuals."""
+
     @abstractmethod
     def log_prob(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """Log-density of the good pixels of each stamp, shape (B,), in nats."""
@@ -56,6 +59,9 @@ class Likelihood(nn.Module, ABC):
 
     def observe(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
         """Update what is learned in closed form; called once for each training batch."""
+
+    def settle(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
+        """Set what is learned to its best value for these outputs, at once."""
 
     def location(self, output: Tensor) -> Tensor:
         """Expected pixel value (B, C, H, W), to look at and to take residuals against."""
@@ -127,6 +133,17 @@ class _Scale(nn.Module):
             )
         )
 
+    @torch.no_grad()
+    def settle(self, residual: Tensor, mask: Tensor) -> None:
+        """Take the root of the mean squared ``residual`` (B, C, H, W) of the good pixels."""
+        squared = residual.square().where(mask, residual.new_zeros(()))
+        n_good = mask.sum((0, 2, 3)).clamp(min=1)
+        mean_square = (squared.sum((0, 2, 3)) / n_good).clamp(min=self.FLOOR)
+        if self.learn == "gradient":
+            self.log_std.copy_(0.5 * mean_square.log())
+        else:
+            self.mean_square.copy_(mean_square)
+
 
 class FixedGaussian(Likelihood):
     r""":math:`\mathcal N(x; \hat x, \sigma^2)` with a standard deviation that is given.
@@ -157,6 +174,8 @@ class SharedGaussian(Likelihood):
         The running optimum (Rybkin et al. 2021), or a parameter that Adam moves.
     """
 
+    learns_scale = True
+
     def __init__(self, *, n_bands: int, learn: str = "closed_form") -> None:
         super().__init__()
         self.scale = _Scale("likelihood", n_bands, learn)
@@ -168,6 +187,10 @@ class SharedGaussian(Likelihood):
     def observe(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
         """See `Likelihood`."""
         self.scale.observe(image - output, mask)
+
+    def settle(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
+        """See `Likelihood`."""
+        self.scale.settle(image - output, mask)
 
     def describe(self) -> dict[str, list[float]]:
         """``std`` in units of the normalised image."""
@@ -189,6 +212,8 @@ class NoiseGaussian(Likelihood):
         As in `SharedGaussian`.
     """
 
+    learns_scale = True
+
     def __init__(self, *, n_bands: int, learn: str = "closed_form") -> None:
         super().__init__()
         self.inflation = _Scale("likelihood", n_bands, learn)
@@ -200,6 +225,10 @@ class NoiseGaussian(Likelihood):
     def observe(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
         """See `Likelihood`."""
         self.inflation.observe((image - output) / noise, mask)
+
+    def settle(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
+        """See `Likelihood`."""
+        self.inflation.settle((image - output) / noise, mask)
 
     def describe(self) -> dict[str, list[float]]:
         """``inflation``, dimensionless."""
@@ -217,6 +246,10 @@ class StudentT(Likelihood):
         Degrees of freedom; small is forgiving, large is Gaussian.
     """
 
+    learns_scale = True
+    SETTLED_ON = 1024
+    """Stamps that `settle` looks at, at most."""
+
     def __init__(self, *, n_bands: int, dof: float = 4.0) -> None:
         super().__init__()
         self.dof = check_number("likelihood.dof", dof, above=0)
@@ -233,6 +266,20 @@ class StudentT(Likelihood):
         chi2 = ((image - output) / scale).square()
         log_density = self.log_norm - scale.log() - 0.5 * (self.dof + 1) * (chi2 / self.dof).log1p()
         return _sum_good(log_density, mask)
+
+    @torch.no_grad()
+    def settle(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
+        """See `Likelihood`; by expectation maximisation (Lange, Little & Taylor 1989)."""
+        every = max(1, len(image) // self.SETTLED_ON)
+        squared = (image[::every] - output[::every]).square()
+        good = mask[::every]
+        n_good = good.sum((0, 2, 3)).clamp(min=1)
+        self.scale.settle(image[::every] - output[::every], good)
+        for _ in range(30):
+            chi2 = squared / self.scale().square()
+            weighted = squared * (self.dof + 1) / (self.dof + chi2)
+            mean = weighted.where(good, squared.new_zeros(())).sum((0, 2, 3)) / n_good
+            self.scale.log_std.copy_(0.5 * mean.clamp(min=_Scale.FLOOR).log())
 
     def describe(self) -> dict[str, list[float]]:
         """``scale`` in units of the normalised image."""
@@ -300,6 +347,7 @@ class PixelMeanMSE(SharedGaussian):
     """
 
     is_density = False
+    learns_scale = False  # training knows no width: only figures in nats do
 
     def __init__(self, *, n_bands: int, kl_weight: float = 1.0) -> None:
         super().__init__(n_bands=n_bands)
