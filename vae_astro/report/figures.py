@@ -18,6 +18,7 @@ __all__ = [
     "image_grid",
     "kl_history",
     "reconstructions",
+    "spectrum",
     "stamp_sheet",
     "traversals",
 ]
@@ -157,6 +158,68 @@ def kl_history(steps: Sequence[int], kl_per_unit: np.ndarray) -> Figure:
     ax.set_xlabel("optimiser step")
     ax.set_ylabel("latent unit")
     figure.colorbar(picture, ax=ax, label="KL from the prior [nats]", pad=0.01, extend="max")
+    return figure
+
+
+def spectrum(
+    eigenvalues: Sequence[float], threshold: float, latent_dim: int, other: float | None = None
+) -> Figure:
+    """Variance of the stamps along each direction, against what it takes to survive.
+
+    Parameters
+    ----------
+    eigenvalues : sequence of float
+        Descending, in the units of ``threshold``.
+    threshold : float
+        ``beta * s2`` where the run ends.
+    latent_dim : int
+        Latent units, Z.
+    other : float, optional
+        Threshold at the lowest beta of the schedule, where that differs.
+    """
+    values = np.asarray(eigenvalues, dtype=float)
+    direction = np.arange(1, len(values) + 1)
+    survives = values > threshold
+    held = direction <= latent_dim
+    figure = Figure(figsize=(7.5, 4.4), layout="compressed")
+    ax = figure.subplots()
+    for chosen, colour, label in (
+        (survives & held, "#0072b2", "survives: a latent unit carries it"),
+        (survives & ~held, "#9ccbe8", "would survive, but no unit is left"),
+        (~survives, "#b0b0b0", "collapses: costs more nats than it saves"),
+    ):
+        if chosen.any():
+            ax.bar(direction[chosen], values[chosen], color=colour, width=0.85, label=label)
+    ax.set_yscale("log")
+    drawn = [value for value in (threshold, other) if value]
+    positive = values[values > 0]
+    top = max([*positive[:1], *drawn], default=1.0)
+    low = min([positive.min(initial=top), *drawn])
+    ax.set_ylim(max(0.3 * low, 1e-12 * top), 6 * top)
+    edge = len(values) + 0.5
+    ax.set_xlim(0.4, edge)
+    if threshold > 0:
+        ax.axhline(threshold, color="#d55e00", lw=1.8)
+        label = f"threshold  beta s$^2$ = {threshold:.3g} "
+        ax.text(edge, 1.12 * threshold, label, color="#d55e00", ha="right", va="bottom")
+    if other:
+        ax.axhline(other, color="#d55e00", lw=1, ls=":")
+        label = f"at its lowest beta {other:.3g} "
+        backed = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        ax.text(0.995 * edge, 1.15 * other, label, color="#d55e00", ha="right", va="bottom",
+                fontsize=8, bbox=backed)  # fmt: skip
+    if latent_dim < len(values):
+        ax.axvline(latent_dim + 0.5, color="0.3", lw=0.8, ls="--")
+        ax.text(latent_dim + 0.7, 3 * top, f"{latent_dim} latent units", color="0.3", fontsize=8)
+    ax.set_xlabel("direction of the stamps, strongest first")
+    ax.set_ylabel("variance of the stamps along it")
+    ax.legend(loc="upper right", frameon=False, fontsize=8, bbox_to_anchor=(1, 0.97))
+    n = int((survives & held).sum())
+    figure.suptitle(
+        f"{n} of {latent_dim} latent units have something to say"
+        if n
+        else "Full collapse: nothing in the stamps is worth its nats"
+    )
     return figure
 
 

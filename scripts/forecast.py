@@ -1,0 +1,76 @@
+"""Say before training whether the latent code will collapse, and what would keep it alive.
+
+python scripts/forecast.py data=fits data.root=FOLDER likelihood=gaussian beta.end=4 \\
+    [out=FILE.json] [figure=FILE.png]
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from vae_astro.folders import register_resolvers
+
+register_resolvers()
+
+
+@hydra.main(config_path="../conf", config_name="forecast", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Forecast one run from its stamps and settings."""
+    import json
+    from pathlib import Path
+
+    from vae_astro.collapse.forecast import forecast_run
+    from vae_astro.data.datamodule import StampDataModule
+    from vae_astro.errors import InputError
+    from vae_astro.model.likelihoods import LIKELIHOODS
+    from vae_astro.model.networks import MOST_UNITS
+    from vae_astro.objective.beta import SCHEDULES
+    from vae_astro.report.figures import spectrum
+    from vae_astro.report.tables import forecast_table
+    from vae_astro.settings import build, check_int
+
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    try:
+        latent_dim = check_int(
+            "model.latent_dim", settings["model"]["latent_dim"], minimum=1, maximum=MOST_UNITS
+        )
+        n_stamps = check_int("n_stamps", settings["n_stamps"], minimum=2)
+        steps = check_int("steps", settings["steps"], minimum=1)
+        schedule = build("beta", SCHEDULES, settings["beta"], total_steps=steps)
+        datamodule = StampDataModule(**settings["data"], seed=settings["seed"])
+        build("likelihood", LIKELIHOODS, settings["likelihood"], n_bands=1)
+        datamodule.prepare_data()
+        datamodule.setup()
+        foreseen = forecast_run(
+            datamodule.training_sample(n_stamps),
+            build(
+                "likelihood",
+                LIKELIHOODS,
+                settings["likelihood"],
+                n_bands=len(datamodule.store.band_names),
+            ),
+            latent_dim,
+            schedule,
+            steps,
+        )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(forecast_table(foreseen, model=settings["model"]["name"]))
+    if cfg.out:
+        Path(cfg.out).write_text(json.dumps(foreseen.as_dict(), indent=2) + "\n")
+        print(f"written: {cfg.out}")
+    if cfg.figure:
+        end, lowest = foreseen.end, foreseen.lowest.threshold
+        other = lowest if 0 < lowest < 0.9 * end.threshold else None
+        spectrum(end.eigenvalues, end.threshold, end.latent_dim, other).savefig(cfg.figure, dpi=150)
+        print(f"drawn: {cfg.figure}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped")

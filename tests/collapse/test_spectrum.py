@@ -1,0 +1,195 @@
+"""The whitened covariance that a forecast rests on, against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from vae_astro.collapse import spectrum as module
+from vae_astro.collapse.spectrum import measure_spectrum
+from vae_astro.errors import InputError
+from vae_astro.model.likelihoods import (
+    Bernoulli,
+    FixedGaussian,
+    NoiseGaussian,
+    PixelMeanMSE,
+    SharedGaussian,
+    StudentT,
+)
+
+
+def batch_of(image: torch.Tensor, mask=None, noise=None) -> dict[str, torch.Tensor]:
+    image = image.float()
+    mask = torch.ones_like(image, dtype=torch.bool) if mask is None else mask
+    noise = torch.ones_like(image) if noise is None else noise
+    return {
+        "image": image.where(mask, torch.zeros(())),
+        "mask": mask,
+        "noise": noise.float().where(mask, torch.ones(())),
+        "index": torch.arange(len(image)),
+    }
+
+
+@pytest.fixture
+def stamps() -> torch.Tensor:
+    """300 stamps of 6x6 with a steep spectrum and a mean that is not zero."""
+    rng = torch.Generator().manual_seed(1)
+    strengths = torch.logspace(1, -1.5, 36)
+    basis, _ = torch.linalg.qr(torch.randn(36, 36, generator=rng))
+    code = torch.randn(300, 36, generator=rng) * strengths.sqrt()
+    return (code @ basis.T + torch.linspace(-2, 3, 36)).view(300, 1, 6, 6)
+
+
+def covariance_eigenvalues(stamps: torch.Tensor) -> np.ndarray:
+    flat = stamps.flatten(1).double().numpy()
+    return np.linalg.eigvalsh(np.cov(flat, rowvar=False, bias=True))[::-1]
+
+
+def test_fixed_gaussian_gives_the_covariance_over_its_variance(stamps) -> None:
+    found = measure_spectrum([batch_of(stamps)], FixedGaussian(std=0.7), n_modes=36)
+    assert found.decoder_variance == pytest.approx([0.49])
+    np.testing.assert_allclose(
+        found.eigenvalues, covariance_eigenvalues(stamps) / 0.49, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_batches_of_any_size_give_the_same(stamps) -> None:
+    whole = measure_spectrum([batch_of(stamps)], FixedGaussian())
+    parts = measure_spectrum([batch_of(part) for part in stamps.split(7)], FixedGaussian())
+    np.testing.assert_allclose(whole.eigenvalues, parts.eigenvalues, rtol=1e-6)
+
+
+def test_learned_scale_is_that_of_the_collapsed_code(stamps) -> None:
+    for learn in ("closed_form", "gradient"):
+        found = measure_spectrum([batch_of(stamps)], SharedGaussian(n_bands=1, learn=learn))
+        total = covariance_eigenvalues(stamps).sum() / 36
+        assert found.decoder_variance == pytest.approx([total], rel=1e-5)
+        assert found.variance == pytest.approx([36.0], rel=1e-5)
+        assert found.learned_scale
+
+
+def test_the_likelihood_that_is_passed_in_is_left_alone(stamps) -> None:
+    likelihood = SharedGaussian(n_bands=1)
+    before = {name: value.clone() for name, value in likelihood.state_dict().items()}
+    measure_spectrum([batch_of(stamps)], likelihood)
+    for name, value in likelihood.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_pixel_mean_mse_has_the_threshold_of_the_question(stamps) -> None:
+    """1000 times a pixel-mean squared error: beta s2 = 1000 D / 2."""
+    found = measure_spectrum([batch_of(stamps)], PixelMeanMSE(n_bands=1, kl_weight=1000.0))
+    threshold = found.kl_weight * found.decoder_variance[0]
+    assert threshold == pytest.approx(1000 * 36 / 2)
+    leading = found.eigenvalues[0] * found.decoder_variance[0]
+    assert leading == pytest.approx(covariance_eigenvalues(stamps)[0], rel=1e-4)
+
+
+def test_known_noise_whitens_the_stamps(stamps) -> None:
+    noise = torch.linspace(0.5, 4, 36).view(1, 1, 6, 6).expand_as(stamps)
+    found = measure_spectrum([batch_of(stamps * noise, noise=noise)], NoiseGaussian(n_bands=1))
+    alone = measure_spectrum([batch_of(stamps)], SharedGaussian(n_bands=1))
+    np.testing.assert_allclose(found.eigenvalues, alone.eigenvalues, rtol=1e-3)
+
+
+def test_masked_pixels_count_by_the_stamps_that_saw_them(stamps) -> None:
+    """Masks at random leave the diagonal what it was: the variance of the good pixels."""
+    rng = torch.Generator().manual_seed(5)
+    many = stamps.repeat(30, 1, 1, 1)
+    mask = torch.rand(many.shape, generator=rng) > 0.2
+    found = measure_spectrum([batch_of(many, mask)], FixedGaussian())
+    assert found.variance[0] == pytest.approx(covariance_eigenvalues(stamps).sum(), rel=0.03)
+    assert found.decoder_variance == pytest.approx([1.0])
+
+
+def test_a_pixel_that_nobody_saw_is_left_out(stamps) -> None:
+    mask = torch.ones_like(stamps, dtype=torch.bool)
+    mask[..., 0] = False
+    found = measure_spectrum([batch_of(stamps, mask)], FixedGaussian())
+    assert found.n_pixels == 30
+    without = covariance_eigenvalues(stamps[..., 1:])
+    np.testing.assert_allclose(found.eigenvalues[:20], without[:20], rtol=1e-4)
+
+
+def test_student_with_many_degrees_of_freedom_is_gaussian(stamps) -> None:
+    gaussian = measure_spectrum([batch_of(stamps)], SharedGaussian(n_bands=1))
+    student = measure_spectrum([batch_of(stamps)], StudentT(n_bands=1, dof=1e5))
+    np.testing.assert_allclose(student.eigenvalues[:10], gaussian.eigenvalues[:10], rtol=2e-3)
+
+
+def test_binary_pixels_are_weighed_in_logits() -> None:
+    """With two kinds of stamps, psi = x - p and h = p (1 - p) have a closed form."""
+    image = torch.zeros(400, 1, 4, 4)
+    image[:100, :, :2] = 1  # a quarter of the stamps: the upper half is on
+    image[torch.arange(0, 400, 2), :, 2:] = 1
+    found = measure_spectrum([batch_of(image)], Bernoulli(kind="binary"), n_modes=4)
+    # both halves are perfectly correlated within themselves: eight pixels of unit variance each
+    np.testing.assert_allclose(found.eigenvalues[:2], [8, 8], rtol=2e-3)
+    quarter, half = 0.25 * 0.75, 0.25
+    assert found.decoder_variance[0] == pytest.approx(2 / (quarter + half), rel=1e-3)
+
+
+def test_bands_keep_their_own_scales(stamps) -> None:
+    two = torch.cat([stamps, 10 * stamps.flip(2)], dim=1)
+    found = measure_spectrum([batch_of(two)], SharedGaussian(n_bands=2))
+    assert found.decoder_variance[1] / found.decoder_variance[0] == pytest.approx(100, rel=1e-4)
+    np.testing.assert_allclose(found.overlap.sum(0), np.eye(len(found.eigenvalues)), atol=1e-6)
+    assert found.variance == pytest.approx([36, 36], rel=1e-4)
+
+
+def test_randomised_decomposition_agrees_with_the_exact(monkeypatch) -> None:
+    rng = torch.Generator().manual_seed(2)
+    strengths = torch.logspace(2, -1, 400)
+    whitened = torch.randn(500, 400, generator=rng) * strengths.sqrt()
+    exact, _ = module._leading(whitened, 20)
+    monkeypatch.setattr(module, "SMALLEST_EXACT", 10)
+    before = torch.random.get_rng_state()
+    randomised, _ = module._leading(whitened, 20)
+    assert torch.equal(before, torch.random.get_rng_state())
+    np.testing.assert_allclose(randomised.numpy(), exact.numpy(), rtol=5e-3)
+
+
+def test_reading_stops_at_the_memory_it_may_use(stamps, monkeypatch) -> None:
+    monkeypatch.setattr(module, "MOST_ELEMENTS", 36 * 64)
+    asked = []
+
+    def batches():
+        for part in stamps.split(32):
+            asked.append(len(part))
+            yield batch_of(part)
+
+    assert measure_spectrum(batches(), FixedGaussian()).n_stamps == 64
+    assert sum(asked) == 64
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(1, 1, 4, 4), "at least 2 stamps"),
+        (torch.full((20, 1, 4, 4), 3.0), "do not differ"),
+    ],
+)
+def test_stamps_without_a_spectrum_are_refused(image, message) -> None:
+    with pytest.raises(InputError, match=message):
+        measure_spectrum([batch_of(image)], FixedGaussian())
+
+
+def test_no_stamps_and_no_good_pixels_are_refused() -> None:
+    with pytest.raises(InputError, match="got 0"):
+        measure_spectrum([], FixedGaussian())
+    image = torch.randn(5, 1, 4, 4)
+    with pytest.raises(InputError, match="no pixel"):
+        measure_spectrum([batch_of(image, torch.zeros_like(image, dtype=torch.bool))],
+                         FixedGaussian())  # fmt: skip
+
+
+def test_rank_one_stamps_have_one_eigenvalue() -> None:
+    rng = torch.Generator().manual_seed(0)
+    image = torch.randn(50, 1, 1, 1, generator=rng) * torch.ones(1, 1, 4, 4)
+    found = measure_spectrum([batch_of(image)], FixedGaussian())
+    assert found.eigenvalues[0] == pytest.approx(16 * float(image[:, 0, 0, 0].var(correction=0)))
+    assert np.all(found.eigenvalues[1:] < 1e-5)
+    assert math.isfinite(found.eigenvalues.sum())
