@@ -24,7 +24,7 @@ CUTOUT[1]["fields"] = [
     {"name": "fileName", "type": "string"},
     {"name": "stampData", "type": "bytes"},
 ]
-NUMBERS = ("ra", "dec", "xpos", "ypos")
+NUMBERS = ("ra", "dec", "xpos", "ypos", "fwhm", "seeratio")
 
 
 def cutout(pixels: np.ndarray, pack=gzip.compress) -> dict[str, Any]:
@@ -118,6 +118,33 @@ def test_an_unknown_position_is_nan(read):
     candidate = {"candid": 7, "ra": -999.0, "dec": None}
     stamp = only(read(packet(alert(candidate=candidate))))
     assert np.isnan([stamp.ra, stamp.dec]).all()
+
+
+def test_the_seeing_is_that_of_the_difference_image_and_not_the_width_of_the_object(read):
+    candidate = {"candid": 7, "fwhm": 5.0, "seeratio": 0.5}
+    assert only(read(packet(alert(candidate=candidate)))).seeing == 2.5
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [
+        {},
+        {"fwhm": 2.5},
+        {"fwhm": 2.5, "seeratio": None},
+        {"fwhm": 2.5, "seeratio": -999.0},
+        {"fwhm": -2.0, "seeratio": -2.0},
+        {"fwhm": 2.5, "seeratio": float("nan")},
+        {"fwhm": 70.0, "seeratio": 2.0},
+    ],
+)
+def test_an_unknown_seeing_is_nan(read, widths):
+    assert np.isnan(only(read(packet(alert(candidate={"candid": 7, **widths})))).seeing)
+
+
+def test_a_template_by_itself_has_a_seeing_that_the_packet_does_not_tell(read):
+    raw = packet(alert(candidate={"candid": 7, "fwhm": 5.0, "seeratio": 0.5}))
+    assert np.isnan(only(read(raw, cutouts=["template"])).seeing)
+    assert only(read(raw, cutouts=["template", "science"])).seeing == 2.5
 
 
 @pytest.mark.parametrize(
@@ -315,6 +342,10 @@ def test_every_real_alert_is_read(read_folder):
     assert outcomes(stamps) == {"read": 498}
     assert {stamp.pixels.shape for stamp in stamps} == {(3, 63, 63)}
     assert not any(np.isnan(stamp.ra) for stamp in stamps)
+    # one image has one seeing, and two nights have few; ZTF's pixels are about 1 arcsec
+    seeing = np.array([stamp.seeing for stamp in stamps])
+    assert 2 < seeing.min() < seeing.max() < 6
+    assert len(np.unique(seeing.round(3))) < len(stamps)
 
 
 @pytest.mark.real_data

@@ -374,6 +374,88 @@ def test_a_wcs_that_claims_many_axes_costs_the_position_only(read):
     assert_same_bits(stamp.pixels[0], FLOATS)
 
 
+# The seeing
+
+
+def with_comments(**cards) -> bytes:
+    """An image whose header has these cards, (value, comment) or a value."""
+    header = pyfits.Header()
+    for keyword, card in cards.items():
+        header[keyword] = card
+    return file_bytes(pyfits.PrimaryHDU(FLOATS, header))
+
+
+CD = {key: value for key, value in WCS.items() if not key.startswith("CDELT")} | {
+    "CD1_1": -1.2e-4,
+    "CD1_2": 1.6e-4,
+    "CD2_1": 1.6e-4,
+    "CD2_2": 1.2e-4,  # turned; the side of a pixel is 2e-4 degrees
+}
+
+
+@pytest.mark.parametrize(
+    ("cards", "seeing"),
+    [
+        ({"SEEING": (2.5, "[pix] FWHM of stars")}, 2.5),
+        ({"SEEING": (2.5, "mean FWHM in Pixels")}, 2.5),
+        ({"SEEING": (1.8, "[arcsec] FWHM"), "PIXSCALE": 0.6}, 3.0),
+        ({"SEEING": 1.8, "SECPIX1": 0.6}, 3.0),  # without a unit: arcsec
+        ({"SEEING": "1.8", "PIXSCALE": "0.6"}, 3.0),
+        ({"SEEING": (1.8, "arcseconds"), **WCS}, 5.0),  # 0.36 arcsec a pixel
+        ({"SEEING": (1.8, "arcseconds"), **WCS, "PIXSCALE": 0.6}, 5.0),  # the WCS is measured
+        ({"SEEING": (1.8, "arcseconds"), **CD}, 2.5),
+        ({"SEEING": (1.8, "arcsec"), **WCS, "PC1_1": 2.0, "PC2_2": 2.0}, 2.5),
+        ({"SEEING": (1.8, "arcsec"), **WCS, "CUNIT1": "arcsec", "CUNIT2": "arcsec"}, np.nan),
+        ({"FWHM": (3.2, "[pixel] of the PSF")}, 3.2),
+        ({"L1FWHM": (2.0, "[arcsec] Frame FWHM"), "PIXSCALE": 0.4}, 5.0),
+        ({"SEEING": -999.0, "PSF_FWHM": (4.0, "pixels")}, 4.0),
+    ],
+)
+def test_the_seeing_is_read_in_pixels(read, cards, seeing):
+    assert only(read(with_comments(**cards))).seeing == pytest.approx(seeing, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    "cards",
+    [
+        {},
+        {"SEEING": 1.8},  # arcsec, and no pixel scale
+        {"SEEING": 1.8, "CDELT1": 1.0, "CDELT2": 1.0},  # no celestial axes
+        {"SEEING": 1.8, **WCS, "CDELT1": 0.0},
+        {"SEEING": (1.8, "arcsec"), "PIXSCALE": 0.0},
+        {"SEEING": (1.8, "arcsec"), "PIXSCALE": -0.4},
+        {"SEEING": (1.8, "pixels of 0.4 arcsec"), "PIXSCALE": 0.4},  # which of the two?
+        {"FWHM": 3.2, "PIXSCALE": 0.4},  # in pixels or in arcsec?
+        {"SEEING": "good", "PIXSCALE": 0.4},
+        {"SEEING": True, "PIXSCALE": 0.4},
+        {"SEEING": None, "PIXSCALE": 0.4},
+        {"SEEING": 0.0, "PIXSCALE": 0.4},
+        {"SEEING": (-1.0, "[pix]")},
+        {"SEEING": (4000.0, "[pix]")},
+    ],
+)
+def test_a_seeing_that_cannot_be_told_is_nan_and_costs_nothing_else(read, cards):
+    stamp = only(read(with_comments(**cards)))
+    assert np.isnan(stamp.seeing)
+    assert_same_bits(stamp.pixels[0], FLOATS)
+
+
+def test_the_seeing_of_the_primary_header_holds_for_extensions_without_their_own(read):
+    primary = pyfits.PrimaryHDU(header=pyfits.Header({"SEEING": 1.8}))
+    own = pyfits.ImageHDU(FLOATS, pyfits.Header(WCS))
+    own.header["SEEING"] = (3.0, "[pix]")
+    first, second = read(file_bytes(primary, pyfits.ImageHDU(FLOATS, pyfits.Header(WCS)), own))
+    assert first.seeing == pytest.approx(5.0)
+    assert second.seeing == 3.0
+
+
+def test_the_seeing_survives_tile_compression(read):
+    header = pyfits.Header()
+    header["SEEING"] = (2.5, "[pix]")
+    packed = pyfits.CompImageHDU(FLOATS, header, compression_type="GZIP_2")
+    assert only(read(file_bytes(pyfits.PrimaryHDU(), packed))).seeing == 2.5
+
+
 # Rejects
 
 

@@ -21,6 +21,7 @@ from astropy.wcs import WCS
 
 from vae_astro.data import profiles, sky_model
 from vae_astro.data import simulate as simulation
+from vae_astro.data.fits import FitsReader
 from vae_astro.data.simulate import CLASSES, SimulatedStamp, draw_stamp, fits_bytes, simulate
 from vae_astro.data.sky_model import GAIN_E_PER_ADU, READ_NOISE_E, SATURATION_ADU, signal_to_noise
 from vae_astro.errors import InputError
@@ -399,6 +400,17 @@ def test_files_read_back_bit_for_bit_with_the_headers_of_their_stamp(small: Path
         assert ("SNR" in header) == (stamp.label != "empty")
         if "SNR" in header:
             assert header["SNR"] == pytest.approx(stamp.truth["snr"], abs=1e-6)
+
+
+def test_the_seeing_that_was_drawn_is_read_back_in_pixels(small: Path) -> None:
+    reader = FitsReader()
+    stamps = [stamp for path in reader.find(small) for stamp in reader.read(path, small)]
+    drawn_px = [
+        draw_stamp(index, seed=SEED).truth["seeing_arcsec"] / sky_model.PIXEL_SCALE_ARCSEC
+        for index in range(60)
+    ]
+    assert len(set(drawn_px)) > 3
+    assert [stamp.seeing for stamp in stamps] == pytest.approx(drawn_px, rel=1e-6)
 
 
 def test_the_bytes_are_those_that_astropy_writes(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vae_astro.data.stamp import Reject, Stamp, fit_to_size
+from vae_astro.data.stamp import Reject, Stamp, fit_to_size, plausible_seeing
 
 
 def numbered(*shape: int) -> np.ndarray:
@@ -59,11 +59,17 @@ def test_the_central_pixel_lands_on_the_centre_and_no_value_is_invented(height, 
     assert set(kept) <= set(pixels.flat)
 
 
-def test_a_stamp_without_a_catalogue_has_no_position_and_no_label():
+def test_a_stamp_without_a_catalogue_has_no_position_no_label_and_no_seeing():
     stamp = Stamp(numbered(1, 2, 2), "a", "a", "a.fits")
-    assert np.isnan([stamp.ra, stamp.dec]).all()
+    assert np.isnan([stamp.ra, stamp.dec, stamp.seeing]).all()
     assert stamp.label == ""
     assert "pixels" not in repr(stamp)
+
+
+@pytest.mark.parametrize("fwhm", [np.nan, np.inf, -999.0, 0.0, 0.4, 65.0])
+def test_a_seeing_that_no_telescope_has_is_unknown(fwhm):
+    assert np.isnan(plausible_seeing(fwhm))
+    assert plausible_seeing(2.5) == 2.5
 
 
 def test_records_cannot_be_changed_by_accident():

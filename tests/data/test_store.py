@@ -68,6 +68,7 @@ class ArrayReader:
             object_id=path.stem[:1],
             source=path.name,
             ra=float(len(path.stem)),
+            seeing=2.5 if path.stem == "a2" else float("nan"),
             label="é" if path.stem.startswith("a") else "",
         )
 
@@ -139,6 +140,7 @@ def test_the_catalogue_has_one_row_a_stamp_in_the_order_of_the_pixels(root, pack
         "label",
         "ra",
         "dec",
+        "seeing",
         "sky_level_g",
         "sky_noise_g",
         "good_fraction_g",
@@ -149,6 +151,7 @@ def test_the_catalogue_has_one_row_a_stamp_in_the_order_of_the_pixels(root, pack
     assert store.catalogue["label"].to_pylist() == ["é", "é", "", "", ""]
     assert store.catalogue["ra"].to_pylist() == [2.0] * 5
     assert np.isnan(store.catalogue["dec"].to_numpy()).all()
+    np.testing.assert_array_equal(store.catalogue["seeing"], [np.nan, 2.5, np.nan, np.nan, np.nan])
     assert store.band_names == ("g",)
 
 
@@ -294,8 +297,11 @@ def test_a_second_opening_reads_no_stamp(pack, trace):
     second = pack(ArrayReader(trace=trace), size=SIZE)
     assert n_read(trace) == 0
     assert second.path == first.path
-    # dec is NaN here, which no comparison takes for equal
-    assert second.catalogue.drop_columns("dec").equals(first.catalogue.drop_columns("dec"))
+    # these two hold NaN here, which no comparison takes for equal
+    first_table, second_table = (
+        store.catalogue.drop_columns(["dec", "seeing"]) for store in (first, second)
+    )
+    assert second_table.equals(first_table)
     assert_same_pixels(second.pixels, np.array(first.pixels))
     np.testing.assert_array_equal(second.sky_noise, first.sky_noise)
 
@@ -574,6 +580,17 @@ def test_a_store_that_lost_its_manifest_is_packed_anew(pack):
     truncate(path)
     assert pack().path == path
     assert pack().verify()
+
+
+def test_a_store_of_an_older_format_is_left_alone_and_its_stamps_are_packed_anew(pack, monkeypatch):
+    with monkeypatch.context() as older:
+        older.setattr(store_module, "FORMAT_VERSION", FORMAT_VERSION - 1)
+        old = pack()
+    before = contents(old.path)
+    new = pack()
+    assert new.path != old.path
+    assert "seeing" in new.catalogue.column_names
+    assert contents(old.path) == before
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path):

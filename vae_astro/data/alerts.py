@@ -17,7 +17,7 @@ import numpy as np
 from vae_astro.data.files import RefusedError, as_reject, check_file, find_files, source_name
 from vae_astro.data.fits import FITS_SUFFIXES, first_image
 from vae_astro.data.headers import sky_position
-from vae_astro.data.stamp import Reject, Stamp, fit_to_size
+from vae_astro.data.stamp import Reject, Stamp, fit_to_size, plausible_seeing
 from vae_astro.errors import InputError
 
 __all__ = ["CUTOUTS", "AlertReader"]
@@ -36,6 +36,10 @@ class AlertReader:
     NaN pixels stay NaN, and so does the finite fill value -3.4028235e38 of some templates: the
     normaliser masks it. A cutout shortened by the edge of its detector is padded with NaN on the
     side that is missing, which keeps the object on the central pixel.
+
+    The seeing is that of the difference image, to which science image and template are matched:
+    ``fwhm * seeratio``. The ``fwhm`` of a packet is the object's own, and ``seeratio`` the ratio of
+    the image's to it. Where only the template is read the seeing is unknown.
 
     Parameters
     ----------
@@ -118,7 +122,8 @@ class AlertReader:
                 raise RefusedError("all pixels bad", f"none of {pixels.size} pixels is finite")
             ra, dec = sky_position(_number(candidate, "ra"), _number(candidate, "dec"))
             object_id = str(record.get("objectId") or "").strip() or str(candid)
-            return Stamp(pixels, str(candid), object_id, source, ra, dec)
+            seeing = math.nan if self.cutouts == ("template",) else _seeing(candidate)
+            return Stamp(pixels, str(candid), object_id, source, ra, dec, seeing=seeing)
         except Exception as error:
             return as_reject(source, error)
 
@@ -166,6 +171,16 @@ def _restore_edge(pixels: np.ndarray, ypos: float, xpos: float) -> np.ndarray:
     if padding == [(0, 0), (0, 0)]:
         return pixels
     return np.pad(pixels, padding, constant_values=np.nan)
+
+
+def _seeing(candidate: dict[str, Any]) -> float:
+    """FWHM of a point source on the difference image, in pixels; NaN where it is not told.
+
+    The schema calls ``seeratio`` "difffwhm / fwhm", so their product is a figure of the image: it
+    is the same for all candidates of an image, also where the ratio stops at 2.
+    """
+    fwhm, ratio = _number(candidate, "fwhm"), _number(candidate, "seeratio")
+    return plausible_seeing(fwhm * ratio) if fwhm > 0 and ratio > 0 else math.nan
 
 
 def _number(candidate: dict[str, Any], key: str) -> float:

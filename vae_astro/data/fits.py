@@ -28,6 +28,7 @@ from vae_astro.data.files import (
 from vae_astro.data.headers import (
     first_text,
     header_position,
+    header_seeing,
     keyword_text,
     quiet_astropy,
     scan_headers,
@@ -55,8 +56,9 @@ class FitsReader:
     """Stamps from FITS files: one per image, or many from a cube.
 
     Every image HDU of a file is one stamp, also weight maps and masks: choose one with ``hdu``.
-    BSCALE, BZERO and BLANK are applied as astropy does. Identifier, label and position are looked
-    up in the header of the image, then in the primary header, and hold for all planes of a cube.
+    BSCALE, BZERO and BLANK are applied as astropy does. Identifier, label, position and seeing are
+    looked up in the header of the image, then in the primary header, and hold for all planes of a
+    cube.
     A source, and an identifier made from a file name, carries ``[hdu]`` where its file has several
     images and ``[hdu][plane]`` where the image has several stamps. An identifier from a keyword
     carries ``[hdu]`` only if it is inherited from the primary header.
@@ -163,6 +165,7 @@ class FitsReader:
                 text, origin = self._identify(headers, name)
                 label = first_text(headers, [self.label_keyword] if self.label_keyword else _LABELS)
                 ra, dec = header_position(headers, hdu.shape)
+                seeing = header_seeing(headers)
             n_block = max(1, self.max_pixels // math.prod(stamp_shape))
             for first in range(0, n_stamps, n_block):
                 block = slice(first, min(first + n_block, n_stamps)) if n_stamps > 1 else ...
@@ -183,6 +186,7 @@ class FitsReader:
                         ra=ra,
                         dec=dec,
                         label=label,
+                        seeing=seeing,
                     )
         except Exception as error:
             yield as_reject(source, error)

@@ -18,10 +18,12 @@ from astropy import log as astropy_log
 from astropy.io import fits
 
 from vae_astro.data.files import RefusedError
+from vae_astro.data.stamp import plausible_seeing
 
 __all__ = [
     "first_text",
     "header_position",
+    "header_seeing",
     "keyword_text",
     "quiet_astropy",
     "scan_headers",
@@ -29,6 +31,13 @@ __all__ = [
 ]
 
 FITS_BLOCK_BYTES = 2880
+_SEEING = ("SEEING", "PSF_FWHM", "PSFFWHM", "L1FWHM", "FWHM")
+_PIXEL_SCALES = ("PIXSCALE", "PIXSCAL1", "SECPIX", "SECPIX1")  # arcsec
+_UNITS = {
+    "pixel": re.compile(r"\bpix", re.IGNORECASE),
+    "arcsec": re.compile(r"\barc-?s|\basec\b", re.IGNORECASE),
+}
+_CELESTIAL = re.compile(r"RA--|DEC-|[GE]L(ON|AT)")
 # Keywords of distortions: SIP, SCAMP's PV on a TAN projection, lookup tables.
 _DISTORTION = re.compile(r"(A|B|AP|BP)_|PV|C[PQ]DIS|D[PQ]|D2IM|AXISCORR")
 
@@ -128,6 +137,31 @@ def header_position(headers: list[Any], shape: tuple[int, ...]) -> tuple[float, 
     return position
 
 
+def header_seeing(headers: list[Any]) -> float:
+    """Full width at half maximum of a point source, in pixels; NaN where no header tells it.
+
+    The first of SEEING, PSF_FWHM, PSFFWHM, L1FWHM and FWHM that is plausible, in the unit that its
+    comment names; without one SEEING is arcsec, as observatories have it, and the others are
+    nothing. Arcsec need a pixel scale: that of a celestial WCS, or PIXSCALE, PIXSCAL1, SECPIX or
+    SECPIX1 in arcsec.
+
+    Parameters
+    ----------
+    headers : list
+        The header of the image and, where that is another one, the primary header.
+    """
+    for header in headers:
+        for keyword in _SEEING:
+            width = _keyword_number(header, keyword)
+            unit = "" if math.isnan(width) else _width_unit(header, keyword)
+            if unit == "arcsec":
+                scales = map(_pixel_scale_arcsec, headers)
+                width /= next((scale for scale in scales if scale > 0), math.nan)
+            if unit and plausible_seeing(width) == width:
+                return width
+    return math.nan
+
+
 def sky_position(ra: float, dec: float) -> tuple[float, float]:
     """Right ascension in [0, 360) and declination; NaN for both if they are not on the sky.
 
@@ -191,6 +225,50 @@ def _keyword_position(header: Any) -> tuple[float, float]:
         _degrees(keyword_text(header, "RA"), "hourangle"),
         _degrees(keyword_text(header, "DEC"), "deg"),
     )
+
+
+def _keyword_number(header: Any, keyword: str) -> float:
+    """Value of a keyword as a number, NaN where it is none."""
+    try:
+        return float(keyword_text(header, keyword))
+    except ValueError:
+        return math.nan
+
+
+def _width_unit(header: Any, keyword: str) -> str:
+    """``pixel`` or ``arcsec`` as the comment of a keyword has it; empty if it has none or both."""
+    comment = str(header.comments[keyword])
+    named = [unit for unit, pattern in _UNITS.items() if pattern.search(comment)]
+    if not named and keyword == "SEEING":
+        return "arcsec"
+    return named[0] if len(named) == 1 else ""
+
+
+def _pixel_scale_arcsec(header: Any) -> float:
+    """Side of a pixel on the sky, NaN where the header does not tell it."""
+    axes = [keyword_text(header, f"CTYPE{axis}") for axis in (1, 2)]
+    units = [keyword_text(header, f"CUNIT{axis}") for axis in (1, 2)]
+    if all(map(_CELESTIAL.match, axes)) and all(u == "" or u.startswith("deg") for u in units):
+        area = _pixel_area(header)
+        if 0 < area < math.inf:
+            return 3600.0 * math.sqrt(area)
+    scales = (_keyword_number(header, keyword) for keyword in _PIXEL_SCALES)
+    return next((scale for scale in scales if 0 < scale < math.inf), math.nan)
+
+
+def _pixel_area(header: Any) -> float:
+    """Determinant of the linear WCS, by CD or by PC and CDELT, in the square of its units."""
+    prefix = "CD" if "CD1_1" in header or "CD1_2" in header else "PC"
+
+    def element(row: int, column: int) -> float:
+        value = _keyword_number(header, f"{prefix}{row}_{column}")
+        absent = float(prefix == "PC" and row == column)  # as the standard has it
+        return absent if math.isnan(value) else value
+
+    area = abs(element(1, 1) * element(2, 2) - element(1, 2) * element(2, 1))
+    if prefix == "PC":
+        area *= abs(_keyword_number(header, "CDELT1") * _keyword_number(header, "CDELT2"))
+    return area
 
 
 def _degrees(text: str, sexagesimal_unit: str) -> float:

@@ -9,12 +9,23 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["LARGEST_STAMP", "SMALLEST_STAMP", "Reject", "Stamp", "StampReader", "fit_to_size"]
+__all__ = [
+    "LARGEST_STAMP",
+    "SMALLEST_STAMP",
+    "Reject",
+    "Stamp",
+    "StampReader",
+    "fit_to_size",
+    "plausible_seeing",
+]
 
 SMALLEST_STAMP = 16
 """Height and width of the smallest stamp that is stored, in pixels."""
 LARGEST_STAMP = 4096
 """And of the largest: beyond it is not a stamp."""
+SEEING_LIMITS = (0.5, 64.0)
+"""Widths in pixels that can be those of a point source: no telescope samples it less, and beyond
+the upper one it would fill a stamp."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,8 @@ class Stamp:
         ICRS position in degrees, NaN where unknown.
     label : str
         Class name, empty where unknown.
+    seeing : float
+        Full width at half maximum of a point source in pixels, NaN where unknown.
     """
 
     pixels: np.ndarray = field(repr=False)
@@ -45,6 +58,7 @@ class Stamp:
     ra: float = float("nan")
     dec: float = float("nan")
     label: str = ""
+    seeing: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,12 @@ class StampReader(Protocol):
 
     def read(self, path: Path, root: Path) -> Iterator[Stamp | Reject]:
         """All stamps of one file; a bad file or stamp becomes a `Reject`, never an exception."""
+
+
+def plausible_seeing(fwhm: float) -> float:
+    """``fwhm`` in pixels, or NaN if no point source is that narrow or wide."""
+    low, high = SEEING_LIMITS
+    return fwhm if low <= fwhm <= high else float("nan")
 
 
 def fit_to_size(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -6,8 +6,8 @@ files (path, size, time of change), the reader and its settings, the stamp size.
 ``pixels.f32``
     Raw float32 pixels (N, C, H, W) in native byte order, bad ones NaN, bit for bit as read.
 ``catalogue.parquet``
-    One row a stamp: id, object_id, source, label, ra, dec, and for each band the sky level, sky
-    noise and fraction of good pixels.
+    One row a stamp: id, object_id, source, label, ra, dec, seeing, and for each band the sky
+    level, sky noise and fraction of good pixels.
 ``rejects.csv``
     What was set aside: source, reason, detail.
 ``manifest.json``
@@ -54,7 +54,8 @@ from vae_astro.settings import check_int
 
 __all__ = ["StampStore", "open_or_pack"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Part of the key: a store of another format is not found, and its stamps are packed anew."""
 CHUNK = 512
 """Stamps whose statistics are measured together while packing."""
 PROBE = 32
@@ -372,7 +373,7 @@ class _Writer:
 
 
 _STATISTICS = ("sky_level", "sky_noise", "good_fraction")
-_ROW = ("id", "object_id", "source", "label", "ra", "dec")
+_ROW = ("id", "object_id", "source", "label", "ra", "dec", "seeing")
 
 
 def _no_stamps(root: Path, rejects: Iterable[Reject]) -> str:
