@@ -193,3 +193,15 @@ def test_rank_one_stamps_have_one_eigenvalue() -> None:
     assert found.eigenvalues[0] == pytest.approx(16 * float(image[:, 0, 0, 0].var(correction=0)))
     assert np.all(found.eigenvalues[1:] < 1e-5)
     assert math.isfinite(found.eigenvalues.sum())
+
+
+@pytest.mark.parametrize("kind", ["binary", "continuous"])
+def test_a_pixel_that_is_always_dark_says_nothing(kind: str) -> None:
+    """Its best logit is minus infinity; whatever the iteration reached must not count."""
+    rng = torch.Generator().manual_seed(0)
+    image = (torch.rand(200, 1, 4, 4, generator=rng) > 0.5).float()
+    dark = image.clone()
+    dark[:, :, 0] = 0
+    found = measure_spectrum([batch_of(dark)], Bernoulli(kind=kind))
+    alone = measure_spectrum([batch_of(image[:, :, 1:])], Bernoulli(kind=kind))
+    np.testing.assert_allclose(found.eigenvalues[:12], alone.eigenvalues, rtol=1e-3)

@@ -41,6 +41,8 @@ NEWTON_STEPS = 30
 LARGEST_STEP = 1e3
 CLOSE_ENOUGH = 1e-8
 """Mean change of a pixel's log-density, in nats, below which the picture is found."""
+SMALLEST_VARIANCE = 1e-10
+"""Variance of a whitened pixel below which it is taken for constant."""
 SMALLEST_EXACT = 1024
 """Rows or columns up to which the decomposition is exact and not randomised."""
 
@@ -127,8 +129,10 @@ def measure_spectrum(
     columns = whitened.flatten(1)
     if not bool(observed.all()):
         columns = columns[:, observed.flatten()]
+    # a pixel that is 0 in all stamps has no best logit: one residual for all of them says nothing
+    columns[:, columns.var(0, correction=0) <= SMALLEST_VARIANCE] = 0
     variance = columns.square().mean(0)
-    if float(variance.mean()) <= 1e-12:
+    if float(variance.max()) == 0:
         raise InputError(
             "the stamps do not differ: all of them are the same in every good pixel, and there is "
             "nothing that a latent code could say"

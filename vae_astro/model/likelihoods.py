@@ -380,10 +380,11 @@ SERIES_BELOW = 0.1
 
 def _log_sinhc(a: Tensor) -> Tensor:
     """``log(sinh(a) / a)``, accurate for every ``a``; torch's own clamps and is not normalised."""
+    # not of |a|: its derivative at 0 would take the curvature away there
+    square = a.square().clamp(max=SERIES_BELOW**2)
     a = a.abs()
     safe = a.where(a > SERIES_BELOW, a.new_ones(()))
     large = safe + torch.log(-torch.expm1(-2 * safe)) - torch.log(2 * safe)
-    square = a.clamp(max=SERIES_BELOW).square()
     series = square / 6 - square**2 / 180 + square**3 / 2835 - square**4 / 37800
     return torch.where(a > SERIES_BELOW, large, series)
 
