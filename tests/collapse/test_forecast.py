@@ -28,6 +28,7 @@ def spectrum_of(
         eigenvalues=eigenvalues / s2,
         overlap=np.eye(len(eigenvalues))[None],
         variance=np.array([total / s2]),
+        fitting_variance=np.array([float(n_pixels)]),
         decoder_variance=np.array([s2]),
         learned_scale=learned,
         kl_weight=1.0,
@@ -85,6 +86,16 @@ def test_learned_variance_is_the_discarded_one_over_what_is_left(beta: float) ->
     expected = (eigenvalues[k:].sum() + 96.0) / (100 - beta * k)
     assert found.decoder_variance == pytest.approx((expected,), rel=1e-5)
     assert found.n_surviving >= k
+
+
+def test_a_learned_scale_in_place_of_a_given_one_is_the_learned_one() -> None:
+    eigenvalues = [50.0, 20.0, 9.0, 0.5]
+    learned = spectrum_of(eigenvalues, 100, rest=96.0, learned=True)
+    heavy = dataclasses.replace(spectrum_of(eigenvalues, 100, rest=96.0, s2=7.0), kl_weight=30.0)
+    expected = outlook(learned, 3, RatePenalty(1.0))
+    found = outlook(heavy.with_learned_scale(), 3, RatePenalty(1.0))
+    assert found.kl_per_unit_nats == pytest.approx(expected.kl_per_unit_nats, rel=1e-5)
+    assert found.decoder_variance == pytest.approx(expected.decoder_variance, rel=1e-5)
 
 
 def test_largest_beta_keeps_the_units_and_no_larger_one_does() -> None:
@@ -157,6 +168,7 @@ def test_bands_learn_their_own_variance() -> None:
         eigenvalues=eigenvalues,
         overlap=np.array([[[0.0]], [[1.0]]]),
         variance=np.array([50.0, 50.0]),
+        fitting_variance=np.array([50.0, 50.0]),
         decoder_variance=np.array([4.0, 1.0]),
         learned_scale=True,
         kl_weight=1.0,

@@ -292,6 +292,8 @@ def _settle(spectrum: Spectrum, latent_dim: int, weight: float) -> tuple[np.ndar
     """
     roots = np.sqrt(spectrum.eigenvalues)
     scale = np.ones(len(spectrum.overlap))
+    if spectrum.learned_scale:
+        scale = spectrum.variance / spectrum.fitting_variance
     for _ in range(SCALE_STEPS):
         gram = roots[:, None] * np.tensordot(1 / scale, spectrum.overlap, axes=1) * roots
         values, vectors = np.linalg.eigh(gram)
@@ -304,7 +306,7 @@ def _settle(spectrum: Spectrum, latent_dim: int, weight: float) -> tuple[np.ndar
         # variance of each surviving direction in each band, in units of the collapsed state's
         variances = np.einsum("qk,cqr,rk->ck", parts, spectrum.overlap, parts)
         explained = variances @ (1 - weight / leading[survives])
-        after = 1 - explained / spectrum.variance
+        after = (spectrum.variance - explained) / spectrum.fitting_variance
         after = np.maximum(after, 1e-12)
         done = np.allclose(after, scale, rtol=SCALE_PRECISION)
         scale = after

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +60,8 @@ class Spectrum:
         For each band, products of the eigenvectors' parts in it; they add up to the unit matrix.
     variance : ndarray, shape (C,), float64
         Trace of the whitened covariance in each band, all directions.
+    fitting_variance : ndarray, shape (C,), float64
+        The trace that fits the decoder variance: the number of pixels of the band, for a Gaussian.
     decoder_variance : ndarray, shape (C,), float64
         Variance of a pixel of each band given the collapsed picture, squared units of the decoder's
         output: what the loss takes (``likelihood.std ** 2``), or what is learned at collapse.
@@ -74,11 +76,16 @@ class Spectrum:
     eigenvalues: np.ndarray
     overlap: np.ndarray
     variance: np.ndarray
+    fitting_variance: np.ndarray
     decoder_variance: np.ndarray
     learned_scale: bool
     kl_weight: float
     n_stamps: int
     n_pixels: int
+
+    def with_learned_scale(self) -> Spectrum:
+        """The same stamps under a Gaussian that learns its variance, at its proper weight."""
+        return replace(self, learned_scale=True, kl_weight=1.0)
 
 
 class _Stamps(NamedTuple):
@@ -141,17 +148,19 @@ def measure_spectrum(
     bands = torch.arange(len(curvature))[:, None, None].expand_as(curvature)[observed]
     total = torch.zeros(len(curvature)).index_add(0, bands, variance).double()
     decoder_variance = n_good / curvature.sum((1, 2)).double()
-    if likelihood.learns_scale and convex:
+    fitting = bands.bincount().double() if convex else total
+    if likelihood.learns_scale:
         # its scale was found from the first stamps: make it that of all
-        misfit = total / bands.bincount()
+        misfit = total / fitting
         columns *= misfit.rsqrt().float()[bands]
-        total, decoder_variance = total / misfit, decoder_variance * misfit
+        total, decoder_variance = fitting, decoder_variance * misfit
     eigenvalues, directions = _leading(columns, n_modes)
     parts = [directions[bands == band] for band in range(len(curvature))]
     return Spectrum(
         eigenvalues=eigenvalues.numpy(),
         overlap=torch.stack([part.T @ part for part in parts]).numpy(),
         variance=total.numpy(),
+        fitting_variance=fitting.numpy(),
         decoder_variance=decoder_variance.numpy(),
         learned_scale=likelihood.learns_scale,
         kl_weight=likelihood.kl_weight,
