@@ -1,12 +1,16 @@
-"""Where none, partial and full collapse begin, and what the sentence says."""
+"""Where none, partial and full collapse begin, and what the paragraph says."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from vae_astro.collapse.units import ACTIVE_VARIANCE, FULL_COLLAPSE_NATS
-from vae_astro.collapse.verdict import CollapseVerdict, judge
+from vae_astro.collapse.forecast import Forecast, forecast
+from vae_astro.collapse.meaning import explain_code
+from vae_astro.collapse.spectrum import Spectrum
+from vae_astro.collapse.units import ACTIVE_VARIANCE, FULL_COLLAPSE_NATS, verdict_of
+from vae_astro.collapse.verdict import Circumstances, CollapseVerdict, explain, judge
+from vae_astro.objective.beta import linear
 
 
 def means_of_variance(*variances: float, n_stamps: int = 10) -> np.ndarray:
@@ -83,35 +87,125 @@ def test_judged_numbers_are_plain_python():
     assert {type(nats) for nats in judged.kl_per_unit_nats} == {float}
 
 
-@pytest.mark.parametrize(
-    ("variances", "nats", "sentence"),
-    [
-        (
-            (1, 1, 0),
-            (2.5, 1.25, 0),
-            "No collapse: 2 of 3 latent units are active and carry 3.75 nats per stamp.",
-        ),
-        (
-            (1, 0, 0),
-            (12.3456, 0, 0),
-            "Partial collapse: only 1 of 3 latent units are active and carry 12.3 nats per stamp; "
-            "fewer units, a smaller beta or a learned sigma would use the code better.",
-        ),
-        (
-            (0, 0, 0),
-            (0.001, 0, 0),
-            "Full collapse: 0 of 3 latent units are active and carry 0.001 nats per stamp; the "
-            "code says nothing about the stamps. Lower the final beta or the decoder's variance "
-            "(likelihood=sigma learns it).",
-        ),
-    ],
-)
-def test_sentence_names_the_verdict_its_figures_and_the_next_step(variances, nats, sentence):
-    assert judge(means_of_variance(*variances), kl(*nats)).sentence == sentence
-
-
-def test_sentence_follows_the_verdict_of_the_record():
-    judged = CollapseVerdict("none", active_units=4, latent_dim=8, kl_per_unit_nats=(0.5,) * 8)
-    assert judged.sentence == (
-        "No collapse: 4 of 8 latent units are active and carry 4 nats per stamp."
+def spectrum_of(*eigenvalues: float, s2: float = 1.0, learned: bool = False) -> Spectrum:
+    """One band of 100 pixels whose other directions have a variance of 0.5 each."""
+    total = sum(eigenvalues) + 0.5 * (100 - len(eigenvalues))
+    s2 = total / 100 if learned else s2
+    return Spectrum(
+        eigenvalues=np.array(eigenvalues) / s2,
+        overlap=np.eye(len(eigenvalues))[None],
+        variance=np.array([total / s2]),
+        fitting_variance=np.array([100.0]),
+        decoder_variance=np.array([s2]),
+        learned_scale=learned,
+        kl_weight=1.0,
+        n_stamps=1000,
+        n_pixels=100,
     )
+
+
+def foreseen(spectrum: Spectrum, latent_dim: int, beta: float, start: float = 0.0) -> Forecast:
+    schedule = linear(total_steps=100, start=start, end=beta)
+    return forecast(spectrum, latent_dim, schedule, 100)
+
+
+def judged_as(*kl_per_unit: float) -> CollapseVerdict:
+    """A verdict in which every unit with a KL is active."""
+    active = sum(nats > 0.01 for nats in kl_per_unit)
+    return CollapseVerdict(
+        verdict_of(active, len(kl_per_unit), sum(kl_per_unit)),
+        active,
+        len(kl_per_unit),
+        kl_per_unit,
+    )
+
+
+RUN = Circumstances(likelihood="gaussian", total_steps=1000)
+
+
+def test_a_run_that_came_as_forecast_needs_no_cause() -> None:
+    told = explain(judged_as(1.0, 0.7), foreseen(spectrum_of(8.0, 4.0), 2, 1.0), None, RUN)
+    assert told.cause is None
+    assert told.change is None
+    assert told.paragraph == (
+        "No collapse: 2 of 2 latent units are active and carry 1.7 nats per stamp. Forecast before "
+        "training: no collapse, 1.73 nats in 2 units; the KL came within 2 %."
+    )
+
+
+def test_too_large_a_sigma_is_named_and_a_learned_one_offered() -> None:
+    far = foreseen(spectrum_of(8.0, 4.0, s2=50.0), 2, 1.0)
+    told = explain(judged_as(0.0, 0.0), far, None, RUN)
+    assert "beta * s2 is 50, and the stamps vary by 8" in str(told.cause)
+    assert str(told.change).startswith("likelihood=sigma")
+    assert "so it came" in told.paragraph
+
+
+def test_too_high_a_beta_is_named_and_the_change_is_enough() -> None:
+    spectrum = spectrum_of(8.0, 4.0, learned=True)
+    told = explain(judged_as(0.0, 0.0), foreseen(spectrum, 2, 40.0), None, RUN)
+    change = str(told.change)
+    assert change.startswith("a lower final beta, beta.end=")
+    lowered = float(change.rpartition("=")[2])
+    assert foreseen(spectrum, 2, lowered).verdict == "none"
+
+
+def test_a_constant_schedule_is_told_its_own_key() -> None:
+    spectrum = spectrum_of(8.0, 4.0, learned=True)
+    told = explain(judged_as(0.0, 0.0), foreseen(spectrum, 2, 40.0, start=40.0), None, RUN)
+    assert "beta.value=" in str(told.change)
+
+
+def test_a_collapse_against_the_forecast_is_laid_on_the_network() -> None:
+    told = explain(judged_as(0.0, 0.0), foreseen(spectrum_of(8.0, 4.0), 2, 1.0), None, RUN)
+    assert "it did not come so" in told.paragraph
+    assert "the network does not use it" in str(told.cause)
+    assert "scripts/audit.py" in str(told.change)
+
+
+def test_a_run_that_was_still_learning_was_too_short() -> None:
+    young = Circumstances("sigma", total_steps=40, still_rising=True)
+    told = explain(judged_as(0.04, 0.0), foreseen(spectrum_of(8.0, 4.0), 2, 1.0), None, young)
+    assert "too short" in str(told.cause)
+    assert "trainer.max_epochs" in str(told.change)
+
+
+def test_a_checkpoint_from_before_the_collapse_is_told_from_the_end() -> None:
+    early = Circumstances("gaussian", total_steps=1000, judged_step=150)
+    told = explain(judged_as(1.0, 0.7), foreseen(spectrum_of(8.0, 4.0), 2, 90.0), None, early)
+    assert "step 150 of 1000" in told.paragraph
+
+
+def test_more_units_than_directions_are_too_many() -> None:
+    few = foreseen(spectrum_of(8.0, 0.0, 0.0, 0.0, 0.0), 5, 1.0)
+    told = explain(judged_as(1.0, 0, 0, 0, 0), few, None, RUN)
+    assert told.change == "fewer latent units, model.latent_dim=1"
+    assert "directions that exceed it: 1" in str(told.cause)
+
+
+def test_fewer_units_than_forecast_are_no_fault_of_the_loss() -> None:
+    wide = foreseen(spectrum_of(20.0, 9.0, 8.0, 6.0, 5.0), 5, 1.0)
+    told = explain(judged_as(3.0, 2.0, 0, 0, 0), wide, None, RUN)
+    assert "fewer units than it has" in str(told.cause)
+    assert "model.latent_dim=2" in str(told.change)
+
+
+def test_without_a_forecast_there_is_still_a_verdict() -> None:
+    told = explain(judged_as(0.0, 0.0), None, None, RUN)
+    assert told.paragraph.startswith("Full collapse")
+    assert told.change
+
+
+def test_a_moved_beta_is_not_held_against_the_forecast() -> None:
+    moved = Circumstances("sigma", 1000, beta_moves=True)
+    told = explain(judged_as(1.0, 0.7), foreseen(spectrum_of(8.0, 4.0), 2, 90.0), None, moved)
+    assert "has moved beta since" in told.paragraph
+
+
+def test_what_the_units_follow_closes_the_paragraph() -> None:
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(200, 2))
+    properties = {"flux": means[:, 0] + 0.01 * rng.normal(size=200), "size": rng.normal(size=200)}
+    meaning = explain_code(means, np.array([1.0, 0.7]), np.array([True, True]), properties)
+    told = explain(judged_as(1.0, 0.7), None, meaning, RUN)
+    assert "Unit 0 (1 nats) follows the flux of the source" in told.paragraph

@@ -1,4 +1,9 @@
-"""Has the latent code collapsed? One word and one sentence, from figures that stand beside them."""
+"""What became of the latent code, in one word and in one paragraph.
+
+The word follows from figures alone. The paragraph says what was forecast, what happened, where they
+differ, the cause if the code collapsed, the one change that would help most, and what the surviving
+units encode: active units alone flatter a wide code.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vae_astro.collapse.forecast import Forecast, outlook
+from vae_astro.collapse.meaning import CodeMeaning
 from vae_astro.collapse.units import ACTIVE_VARIANCE, Verdict, verdict_of
 from vae_astro.errors import InputError
+from vae_astro.objective.beta import RatePenalty
 
-__all__ = ["CollapseVerdict", "judge"]
+__all__ = ["Circumstances", "CollapseVerdict", "Explanation", "explain", "judge"]
 
 
 @dataclass(frozen=True)
@@ -37,19 +45,12 @@ class CollapseVerdict:
         return sum(self.kl_per_unit_nats)
 
     @property
-    def sentence(self) -> str:
-        """The verdict for a person."""
-        figures = (
+    def figures(self) -> str:
+        """What there is, in words."""
+        return (
             f"{self.active_units} of {self.latent_dim} latent units are active and carry "
             f"{self.kl_nats:.3g} nats per stamp"
         )
-        return {
-            "none": f"No collapse: {figures}.",
-            "partial": f"Partial collapse: only {figures}; fewer units, a smaller beta or a "
-            "learned sigma would use the code better.",
-            "full": f"Full collapse: {figures}; the code says nothing about the stamps. Lower the "
-            "final beta or the decoder's variance (likelihood=sigma learns it).",
-        }[self.verdict]
 
 
 def judge(means: np.ndarray, kl_per_unit: np.ndarray) -> CollapseVerdict:
@@ -81,3 +82,174 @@ def judge(means: np.ndarray, kl_per_unit: np.ndarray) -> CollapseVerdict:
     latent_dim = means.shape[1]
     verdict = verdict_of(active_units, latent_dim, float(mean_kl.sum()))
     return CollapseVerdict(verdict, active_units, latent_dim, tuple(map(float, mean_kl)))
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What else a cause can lie in.
+
+    Attributes
+    ----------
+    likelihood : str
+        Its name in the settings.
+    total_steps : int
+        Optimiser steps of the run.
+    judged_step : int or None
+        Step of the checkpoint that was judged, None for the end of the run.
+    still_rising : bool
+        Whether the KL was still growing when the run ended.
+    beta_moves : bool
+        Whether a controller sets beta, so that a forecast knows only where it starts.
+    """
+
+    likelihood: str
+    total_steps: int
+    judged_step: int | None = None
+    still_rising: bool = False
+    beta_moves: bool = False
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The verdict for a person.
+
+    Attributes
+    ----------
+    paragraph : str
+        Everything, in plain words.
+    cause : str or None
+        Why the code collapsed; None where it did not.
+    change : str or None
+        The settings to change, as a user types them; None where nothing needs to.
+    """
+
+    paragraph: str
+    cause: str | None
+    change: str | None
+
+
+def explain(
+    verdict: CollapseVerdict,
+    foreseen: Forecast | None,
+    meaning: CodeMeaning | None,
+    circumstances: Circumstances,
+) -> Explanation:
+    """Put forecast, outcome, cause, remedy and content into one paragraph.
+
+    Parameters
+    ----------
+    verdict : CollapseVerdict
+        What happened.
+    foreseen : Forecast or None
+        What was forecast, if anything.
+    meaning : CodeMeaning or None
+        What the active units follow, if measured.
+    circumstances : Circumstances
+        Of the run.
+    """
+    happened = {
+        "none": f"No collapse: {verdict.figures}.",
+        "partial": f"Partial collapse: only {verdict.figures}.",
+        "full": f"Full collapse: {verdict.figures}; the code says nothing about the stamps.",
+    }[verdict.verdict]
+    parts = [happened]
+    if foreseen is not None:
+        parts.append(_compare(verdict, foreseen, circumstances))
+    cause = change = None
+    if verdict.verdict != "none":
+        cause, change = _cause_and_change(verdict, foreseen, circumstances)
+        parts += [f"Cause: {cause}", f"Most useful change: {change}."]
+    if meaning is not None and verdict.verdict != "full":
+        parts += meaning.sentences
+    return Explanation(" ".join(parts), cause, change)
+
+
+AGREES = 0.35
+"""Share by which a deep network's KL may differ from its forecast before that is worth a word."""
+
+
+def _compare(verdict: CollapseVerdict, foreseen: Forecast, run: Circumstances) -> str:
+    end = foreseen.end
+    if not np.isfinite(end.kl_nats):
+        return "Without a weight on the KL nothing was forecast of it."
+    told = (
+        f"Forecast before training: {_WORDS[end.verdict]}, {end.kl_nats:.3g} nats in "
+        f"{end.active_units} units"
+    )
+    if run.beta_moves:
+        return f"{told} at the beta where it starts; the run has moved beta since."
+    if (end.verdict == "full") != (verdict.verdict == "full"):
+        if end.verdict == "full" and run.judged_step is not None:
+            return (
+                f"{told}; the judged checkpoint is that of step {run.judged_step} of "
+                f"{run.total_steps}, and the code at the end of the schedule is another."
+            )
+        return f"{told}; it did not come so."
+    if verdict.verdict == "full":
+        return f"{told}; so it came."
+    off = verdict.kl_nats / end.kl_nats - 1 if end.kl_nats else 0.0
+    if abs(off) <= AGREES:
+        return f"{told}; the KL came within {100 * abs(off):.0f} %."
+    more = "more" if off > 0 else "less"
+    return f"{told}; the run carries {100 * abs(off):.0f} % {more}."
+
+
+def _cause_and_change(
+    verdict: CollapseVerdict, foreseen: Forecast | None, run: Circumstances
+) -> tuple[str, str]:
+    """Why, and the settings that would help most."""
+    if foreseen is not None and foreseen.end.verdict in ("full", verdict.verdict):
+        return _too_heavy(foreseen, run)
+    if run.still_rising:
+        return (
+            f"the run was too short: after {run.total_steps} steps the KL was still rising.",
+            "a longer run, trainer.max_epochs",
+        )
+    if verdict.verdict == "full":
+        return (
+            "not the weight of the KL, which leaves room for a code; the network does not use it.",
+            "an audit of the network, python scripts/audit.py checkpoint=RUN",
+        )
+    return (
+        "the network gathers what the loss pays for in fewer units than it has; "
+        "their KL is what counts.",
+        f"fewer latent units, model.latent_dim={max(1, verdict.active_units)}, or a longer run",
+    )
+
+
+def _too_heavy(foreseen: Forecast, run: Circumstances) -> tuple[str, str]:
+    """The threshold is too high: by a loss that is no density, a sigma too large or beta."""
+    end = foreseen.end
+    cause = (
+        f"beta * s2 is {end.threshold:.3g}, and the stamps vary by {end.largest_eigenvalue:.3g} "
+        "along their strongest direction"
+    )
+    if end.verdict == "partial":
+        cause += f"; directions that exceed it: {end.active_units}"
+    if not foreseen.spectrum.learned_scale:
+        learned = foreseen.spectrum.with_learned_scale()
+        better = outlook(learned, foreseen.latent_dim, RatePenalty(min(end.beta, 1.0)))
+        if better.active_units > end.active_units:
+            return (
+                f"{cause}.",
+                f"likelihood=sigma, which learns s2 (forecast: {better.kl_nats:.3g} nats in "
+                f"{better.active_units} units)",
+            )
+    half = -(-foreseen.latent_dim // 2)
+    room = foreseen.largest_beta(half)
+    if room == 0:
+        return (
+            f"{cause}; the stamps have no more directions.",
+            f"fewer latent units, model.latent_dim={max(1, end.n_surviving)}",
+        )
+    key = "beta.value" if foreseen.lowest.beta == end.beta else "beta.end"
+    return f"{cause}.", f"a lower final beta, {key}={_round_down(room / 2)}"
+
+
+_WORDS = {"none": "no collapse", "partial": "partial collapse", "full": "full collapse"}
+
+
+def _round_down(value: float) -> str:
+    """One digit, for people."""
+    digit = 10.0 ** np.floor(np.log10(value))
+    return f"{np.floor(value / digit) * digit:.0e}" if value < 1e-3 else f"{value:.2g}"

@@ -129,7 +129,7 @@ def closing_lines(metrics: dict[str, Any], verdict: CollapseVerdict, run_dir: Pa
             f"PCA(16) ({classes['n_labelled']} stamps of {classes['n_classes']} classes)"
         )
     lines += [
-        f"verdict            {verdict.sentence}",
+        f"verdict            {verdict.verdict}: {verdict.figures}",
         f"best checkpoint    {shown}/checkpoints/best.ckpt",
         f"pictures           {shown}/figures",
         f"next               tensorboard --logdir {above}",
