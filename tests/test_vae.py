@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.distributions import Normal
+from torch.utils.data import DataLoader
 
 from vae_astro import VAE
+from vae_astro.checkpoint import RandomState
 from vae_astro.data.normalize import Normalizer, Sky
 from vae_astro.errors import InputError
 from vae_astro.objective.elbo import Elbo
+from vae_astro.objective.noise import noise_of_stamps
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On shared cores, waiting for a second costs small networks more than it saves."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
 
 
 def small_vae(n_bands: int = 1, size: int = 24, **parts: Any) -> VAE:
@@ -114,20 +129,10 @@ def test_training_lowers_the_loss() -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_evaluation_noise_belongs_to_the_stamp_and_leaves_the_global_state_alone() -> None:
-    vae = small_vae()
-    state = torch.get_rng_state()
-    index = torch.arange(20_000)
-    noise = vae.evaluation_noise(index)
-    shuffled = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(0))]
-    assert torch.equal(vae.evaluation_noise(shuffled), noise[shuffled])
-    assert torch.equal(state, torch.get_rng_state())
-    # standard normal and independent between units, within 5 standard errors of 20,000 draws
-    assert noise.mean(0).abs().max() < 5 / math.sqrt(len(index))
-    covariance = torch.cov(noise.T) - torch.eye(3)
-    assert covariance.abs().max() < 5 * math.sqrt(2 / len(index))
-    assert kstest(noise.flatten().numpy(), "norm").pvalue > 1e-3
-    assert not torch.equal(noise[:-1, 0], noise[1:, 0])
+def test_evaluation_noise_is_the_stamps_own_and_has_a_number_for_each_unit() -> None:
+    assert torch.equal(
+        small_vae().evaluation_noise(torch.arange(9)), noise_of_stamps(torch.arange(9), 3)
+    )
 
 
 def test_masked_arrays_are_masked(sky: np.ndarray) -> None:
@@ -221,7 +226,7 @@ def test_samples_come_from_the_prior_and_follow_the_seed() -> None:
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ({"model": {"name": "resnet"}}, "choose one of conv, linear, question"),
+        ({"model": {"name": "resnet"}}, "choose one of conv, linear, mlp, question"),
         (
             {"model": {"name": "conv", "latnet_dim": 2}},
             "model=conv has no setting model.latnet_dim",
@@ -268,3 +273,219 @@ def test_elbo_of_a_unit_gaussian_model_of_nothing_is_that_of_its_noise() -> None
     expected = -576 * 0.5 * (math.log(2 * math.pi) + 1)
     assert float(scores.elbo.nats.mean()) == pytest.approx(expected, abs=4 * math.sqrt(288 / 200))
     assert float(scores.chi2_per_pixel.mean()) == pytest.approx(1, abs=0.02)
+
+
+# -- what moves beside the weights ---------------------------------------------------------------
+
+MOVING: dict[str, Any] = {
+    "model": {"name": "conv", "latent_dim": 3, "width": 8, "minimum_rate_nats": 3.0},
+    "beta": {"name": "geco", "rate": 0.2},
+    "optim": {
+        "name": "adamw",
+        "weight_decay": 0.1,
+        "aggressive": {"max_encoder_steps": 3, "max_fraction": 0.7},
+    },
+}
+"""GECO, aggressive inference and a minimum rate together."""
+
+
+BATCHES = [
+    {name: value[k : k + 8] for name, value in batch_of(40, size=16).items()}
+    for k in range(0, 40, 8)
+]
+
+
+def fitted(
+    folder: Path,
+    vae: VAE,
+    n_epochs: int,
+    resume: Path | None = None,
+    batches: list[dict[str, torch.Tensor]] = BATCHES,
+    **options: Any,
+) -> VAE:
+    """``vae`` after training on ``batches``, each epoch's end saved in ``folder``."""
+    # without a generator of its own a loader draws its seed from the global random state
+    loader = DataLoader(batches, batch_size=None, generator=torch.Generator())
+    keep = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    seed_everything(0, verbose=False)
+    trainer = Trainer(
+        max_epochs=n_epochs, accelerator="cpu", callbacks=[keep, RandomState()], logger=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, **options,
+    )  # fmt: skip
+    trainer.fit(vae, loader, loader, ckpt_path=resume, weights_only=True)
+    return vae
+
+
+quiet = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:The dirpath has changed", "ignore:.*LeafSpec"
+)
+
+
+@quiet
+def test_what_moves_beside_the_weights_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole = fitted(tmp_path / "whole", small_vae(size=16, **MOVING), 4)
+    saved = tmp_path / "whole" / "epoch=1.ckpt"
+    state = torch.load(saved, weights_only=True)["vae_astro"]["state"]
+    assert state["optim"]["active"], "saved within the phase"
+    resumed = fitted(tmp_path / "resumed", small_vae(size=16, **MOVING), 4, saved)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    end = [{group: part.state_dict() for group, part in vae._moving_parts().items()}
+           for vae in (whole, resumed)]  # fmt: skip
+    assert end[0] == end[1]
+    assert end[0]["beta"] != state["beta"]
+    assert not end[0]["optim"]["active"]
+    assert end[0]["optim"]["decoder_steps"] > state["optim"]["decoder_steps"]
+
+
+@quiet
+def test_checkpoint_brings_beta_back_and_old_ones_still_load(tmp_path: Path) -> None:
+    vae = fitted(tmp_path, small_vae(size=16, **MOVING), 1, precision="bf16-mixed")
+    loaded = VAE.load_from_checkpoint(tmp_path / "epoch=0.ckpt", weights_only=True)
+    assert loaded.penalty(0).beta == vae.penalty(0).beta != 1.0
+    stamps = np.random.default_rng(0).normal(100, 5, size=(4, 16, 16))
+    assert np.array_equal(loaded.embed(stamps), vae.embed(stamps))
+    np.testing.assert_allclose(loaded.embed(stamps[:1]), loaded.embed(stamps)[:1], atol=1e-4)
+    old = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
+    del old["vae_astro"]["state"]
+    torch.save(old, tmp_path / "old.ckpt")
+    assert VAE.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True).penalty(0).beta == 1.0
+
+
+def test_state_of_a_part_that_is_switched_off_now_is_passed_over() -> None:
+    moving, plain = small_vae(size=16, **MOVING), small_vae(size=16)
+    checkpoint: dict[str, Any] = {}
+    moving.on_save_checkpoint(checkpoint)
+    plain.on_load_checkpoint(checkpoint)
+    assert plain.inference is None
+    assert plain.schedule.controller is None
+
+
+@quiet
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_only_the_encoder_moves_while_it_runs_ahead(tmp_path: Path, precision: str) -> None:
+    # the first step moves everything, the four that follow the encoder alone
+    optim = {**MOVING["optim"], "aggressive": {"max_encoder_steps": 9, "max_fraction": 1.0}}
+    parts = MOVING | {"optim": optim, "likelihood": {"name": "sigma"}}
+    after_one, after_five = (
+        fitted(tmp_path / str(n), small_vae(size=16, **parts), 1, limit_train_batches=n,
+               gradient_clip_val=1.0, precision=precision)
+        for n in (1, 5)
+    )  # fmt: skip
+    moved = {
+        name
+        for name, value in after_five.state_dict().items()
+        if not torch.equal(value, after_one.state_dict()[name])
+    }
+    assert {name.split(".")[1] for name in moved} == {"encoder", "minimum_rate"}
+    assert moved >= {
+        f"network.encoder.{name}" for name, _ in after_five.network.encoder.named_parameters()
+    }
+    assert after_five.penalty(0) == after_one.penalty(0)
+    assert after_five.inference is not None
+    assert after_five.inference.decoder_steps == 1
+
+
+@quiet
+def test_phase_ends_where_validation_sees_no_climb(tmp_path: Path) -> None:
+    frozen = {"lr": 1e-12, "aggressive": {"patience": 2, "max_fraction": 1.0}}
+    vae = small_vae(size=16, optim=frozen)
+    fitted(tmp_path, vae, 2)
+    assert vae.inference is not None
+    assert vae.inference.active, "the first validation is a climb from nothing"
+    fitted(tmp_path / "on", vae, 2)
+    assert not vae.inference.active
+
+
+def test_beta_is_moved_by_the_median_chi2_of_the_sampled_code() -> None:
+    vae = small_vae(
+        size=16, beta={"name": "geco", "tolerance": 100.0, "momentum": 0.0, "rate": 1.0}
+    )
+    batch = batch_of(9, size=16)
+    torch.manual_seed(3)
+    _quiet_step(vae, batch)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        posterior = vae.network.encode(batch["image"])
+        location = vae.decode(posterior.sample(torch.randn_like(posterior.mean)))
+        residual = vae.normalizer.residual(batch["image"], location, batch["noise"])
+    good = batch["mask"]
+    chi2 = torch.stack([residual[k][good[k]].square().mean() for k in range(9)]).median()
+    assert vae.penalty(0).beta == pytest.approx(math.exp(-(float(chi2) - 1) / 100), rel=1e-6)
+    assert vae.penalty(0).beta != 1.0
+
+
+def test_a_schedule_is_fitted_to_the_length_of_the_run_and_a_controller_goes_on() -> None:
+    class Run:
+        estimated_stepping_batches = 1000
+        global_step = 0
+
+    linear, steered = small_vae(size=16), small_vae(size=16, beta={"name": "geco"})
+    steered.schedule.controller.observe(torch.tensor([9.0]))
+    moved = steered.penalty(0)
+    for vae in (linear, steered):
+        vae._trainer = Run()
+        vae.on_train_start()
+    assert linear.penalty(100).beta == 0.5
+    assert steered.penalty(0) == moved
+
+
+def one_direction(n: int) -> list[dict[str, torch.Tensor]]:
+    """Batches of stamps that differ in one direction, of eigenvalue 20, and in unit noise."""
+    generator = torch.Generator().manual_seed(5)
+    direction = torch.nn.functional.normalize(torch.ones(1, 1, 16, 16), dim=(2, 3))
+    image = math.sqrt(20) * torch.randn(n, 1, 1, 1, generator=generator) * direction
+    image = image + torch.randn(n, 1, 16, 16, generator=generator)
+    whole = {
+        "image": image,
+        "mask": torch.ones_like(image, dtype=torch.bool),
+        "noise": torch.ones_like(image),
+        "index": torch.arange(n),
+    }
+    return [{name: value[k : k + 64] for name, value in whole.items()} for k in range(0, n, 64)]
+
+
+# With a standard deviation of 10 a direction lives if its eigenvalue is above 100 beta: none here.
+@quiet
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parts", "lives"),
+    [
+        ({}, False),
+        ({"beta": {"name": "linear", "warmup_fraction": 0.5}}, False),
+        ({"beta": {"name": "cyclical"}}, False),
+        ({"optim": {"lr": 0.01, "aggressive": True}}, False),
+        ({"likelihood": {"name": "sigma"}}, True),
+        ({"beta": {"name": "constant", "value": 0.01}}, True),
+        ({"beta": {"name": "constant", "free_bits_nats": 1.0}}, True),
+        ({"beta": {"name": "capacity", "capacity_nats": 2.0}}, True),
+        ({"beta": {"name": "geco", "rate": 0.05}}, True),
+        ({"model": {"name": "linear", "latent_dim": 1, "minimum_rate_nats": 1.0}}, True),
+    ],
+)
+def test_what_moves_the_end_saves_a_code_and_what_changes_the_way_there_does_not(
+    parts: dict[str, Any], lives: bool, tmp_path: Path
+) -> None:
+    doomed = {
+        "model": {"name": "linear", "latent_dim": 1},
+        "likelihood": {"name": "gaussian", "std": 10.0},
+        "beta": {"name": "constant"},
+        "optim": {"lr": 0.01},
+        "normalize": {"stretch": "linear"},
+    }
+    batches = one_direction(640)
+    torch.manual_seed(0)
+    vae = fitted(tmp_path, VAE([1, 16, 16], **doomed | parts), 3, batches=20 * batches)
+    with torch.no_grad():
+        vae.eval()
+        scores = [vae.score(batch, vae.evaluation_noise(batch["index"])) for batch in batches]
+        kl = torch.cat([score.elbo.kl for score in scores]).mean()
+        location = torch.cat([score.location for score in scores])
+    # what the code carries shows in what is drawn: the direction's variance, 20 if all of it
+    drawn = location.sum((1, 2, 3)).var() / 256
+    if lives:
+        assert kl > 0.7
+        assert drawn > 1
+    else:
+        assert kl < 0.01
+        assert drawn < 0.01

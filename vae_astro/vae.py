@@ -22,15 +22,18 @@ from vae_astro.model.likelihoods import LIKELIHOODS
 from vae_astro.model.networks import NETWORKS
 from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.model.priors import PRIORS
+from vae_astro.objective.aggressive import AggressiveInference, aggressive_inference
 from vae_astro.objective.beta import SCHEDULES, RatePenalty, Schedule
 from vae_astro.objective.elbo import Elbo
+from vae_astro.objective.geco import Geco, chi2_per_pixel
+from vae_astro.objective.kl import mutual_information
+from vae_astro.objective.noise import noise_of_stamps
 from vae_astro.objective.optim import Optim
 from vae_astro.settings import build, check_int, construct
 
 __all__ = ["VAE", "StampScores", "gather"]
 
 CHECKPOINT_FORMAT = 1
-EVALUATION_SEED = 20_260
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +123,7 @@ class VAE(LightningModule):
         self.beta_settings = dict(beta or {"name": "linear"})
         self.schedule = self._schedule_of(1)  # made again when the length of the run is known
         self.optim = construct("optim", Optim, optim or {})
+        self.inference = aggressive_inference(self.optim.aggressive)
         self.log_every_n_steps = check_int("log_every_n_steps", log_every_n_steps, minimum=1)
         self.total_steps = 1
         """Length of the run that the schedules are made for, in optimiser steps."""
@@ -146,10 +150,8 @@ class VAE(LightningModule):
             self.likelihood.log_prob(image, output, mask, noise), self.prior.kl_per_unit(posterior)
         )
         location = self.decode(posterior.mean)
-        chi2 = self.normalizer.residual(image, location, noise).square()
-        chi2 = chi2.where(mask, image.new_zeros(()))
-        n_good = mask.flatten(1).sum(1).clamp(min=1)
-        return StampScores(posterior, elbo, location, chi2.flatten(1).sum(1) / n_good)
+        chi2 = chi2_per_pixel(self.normalizer.residual(image, location, noise), mask)
+        return StampScores(posterior, elbo, location, chi2)
 
     # -- training ----------------------------------------------------------------------------
 
@@ -159,7 +161,8 @@ class VAE(LightningModule):
         posterior = self.network.encode(image)
         z = self.network.sample(posterior, torch.randn_like(posterior.mean))
         output = self.network.decode(z)
-        self.likelihood.observe(image, output.detach(), mask, noise)
+        if self._decoder_learns:
+            self._observe(image, output.detach(), mask, noise)
         elbo = Elbo(
             self.likelihood.training_term(image, output, mask, noise),
             self.prior.kl_per_unit(posterior),
@@ -169,7 +172,30 @@ class VAE(LightningModule):
         # logging costs about a millisecond a call: not at every step
         if self.global_step % self.log_every_n_steps == 0:
             self._log_step(loss, elbo, penalty)
+        self._step_loss = loss.detach()
         return loss
+
+    def _observe(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
+        """Move what no gradient moves: sigma in closed form, beta under a controller."""
+        self.likelihood.observe(image, output, mask, noise)
+        if self.schedule.controller is not None:
+            residual = self.normalizer.residual(image, self.likelihood.location(output), noise)
+            self.schedule.controller.observe(chi2_per_pixel(residual, mask))
+
+    @property
+    def _decoder_learns(self) -> bool:
+        return self.inference is None or self.inference.decoder_learns
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave the encoder alone to learn where aggressive inference says so."""
+        if self.inference is None or not self.inference.active:
+            return
+        if not self._decoder_learns:
+            encoder = set(self.network.encoder.parameters())
+            for parameter in set(self.parameters()) - encoder:
+                parameter.grad = None  # one of zeros would still be stepped, by its momentum
+        loss = float(gather(self._step_loss[None]).mean())
+        self.inference.observe(loss, self.global_step / self.total_steps)
 
     def penalty(self, step: int) -> RatePenalty:
         """What the KL costs at optimiser step ``step``, the likelihood's own weight included."""
@@ -213,11 +239,15 @@ class VAE(LightningModule):
         return scores
 
     def on_validation_epoch_end(self) -> None:
+        def of_all(name: str) -> Tensor:
+            return gather(torch.cat([attrgetter(name)(scores) for scores in self._val_scores]))
+
         columns = ("elbo.nats", "elbo.reconstruction", "elbo.kl", "chi2_per_pixel")
-        elbo, reconstruction, kl, chi2 = (
-            gather(torch.cat([attrgetter(name)(scores) for scores in self._val_scores]))
-            for name in columns
-        )
+        elbo, reconstruction, kl, chi2 = map(of_all, columns)
+        if self.inference is not None and self.inference.active:
+            mean, log_var = of_all("posterior.mean"), of_all("posterior.log_var")
+            eps = self.evaluation_noise(torch.arange(len(mean), device=mean.device))
+            self.inference.validated(float(mutual_information(mean, log_var, eps)))
         self._val_scores.clear()
         self.log_dict(
             {
@@ -251,7 +281,8 @@ class VAE(LightningModule):
                 self.total_steps,
             )
         self.total_steps = total_steps
-        self.schedule = self._schedule_of(total_steps)
+        if self.schedule.controller is None:  # a controller goes on from where it is
+            self.schedule = self._schedule_of(total_steps)
 
     def _schedule_of(self, total_steps: int) -> Schedule:
         return build("beta", SCHEDULES, self.beta_settings, total_steps=total_steps)
@@ -262,10 +293,20 @@ class VAE(LightningModule):
             "version": vae_astro.__version__,
             "total_steps": self.total_steps,
             "settings": self.run_settings,
+            "state": {group: part.state_dict() for group, part in self._moving_parts().items()},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.total_steps = checkpoint["vae_astro"]["total_steps"]
+        ours = checkpoint["vae_astro"]
+        self.total_steps = ours["total_steps"]
+        for group, state in ours.get("state", {}).items():
+            if group in self._moving_parts():
+                self._moving_parts()[group].load_state_dict(state)
+
+    def _moving_parts(self) -> dict[str, Geco | AggressiveInference]:
+        """What training moves beside the weights, by the group of its settings."""
+        parts = {"beta": self.schedule.controller, "optim": self.inference}
+        return {group: part for group, part in parts.items() if part is not None}
 
     # -- use ---------------------------------------------------------------------------------
 
@@ -314,16 +355,8 @@ class VAE(LightningModule):
         return self.eval().decode(z.to(self.device)).cpu().numpy()
 
     def evaluation_noise(self, index: Tensor) -> Tensor:
-        """Standard normal noise (B, Z) that each stamp keeps in every evaluation.
-
-        A hash of the stamp's ``index`` (B,), so that it does not matter how stamps are batched or
-        shared out between processes, and no random state moves.
-        """
-        unit = np.arange(self.latent_dim, dtype=np.uint64)
-        rows = index.cpu().numpy().astype(np.uint64)[:, None] + np.uint64(EVALUATION_SEED)
-        mixed = _splitmix64(_splitmix64(rows) ^ unit)
-        uniform = (torch.from_numpy((mixed >> np.uint64(11)).astype(np.float64)) + 0.5) / 2**53
-        return torch.special.ndtri(uniform).float().to(index.device)
+        """Standard normal noise (B, Z) that the stamps of ``index`` (B,) keep in evaluation."""
+        return noise_of_stamps(index, self.latent_dim)
 
     def _batches(self, raw: np.ndarray, batch_size: int) -> Iterator[NormalizedStamps]:
         stamps = self._as_stamps(raw)
@@ -363,12 +396,3 @@ def gather(values: Tensor) -> Tensor:
     everyone: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, values.cpu())
     return torch.cat(everyone).to(values.device)
-
-
-def _splitmix64(x: np.ndarray) -> np.ndarray:
-    """A hash of 64-bit integers (Steele, Lea & Flood 2014); wraps around by design."""
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))

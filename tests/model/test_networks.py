@@ -20,9 +20,10 @@ from vae_astro.settings import build
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
-NARROW: dict[str, dict[str, int]] = {
+NARROW: dict[str, dict[str, object]] = {
     "conv": {"width": 8},
     "linear": {},
+    "mlp": {"hidden": [24, 12]},
     "question": {"bottleneck_units": 16},
 }
 """Keys that make a network quick to test."""
@@ -171,13 +172,31 @@ def test_default_initialisation_leaves_the_layers_own(name):
     assert all(layer.bias.any() for layer in dense)
 
 
-@pytest.mark.parametrize(("size", "width", "bound_nats"), [(16, 8, 1e-4), (63, 32, 5e-3)])
-def test_first_posteriors_of_conv_are_close_to_the_prior(size, width, bound_nats):
-    made = network("conv", size=size, width=width)
+@pytest.mark.parametrize(
+    ("name", "size", "keys", "bound_nats"),
+    [
+        ("conv", 16, {"width": 8}, 1e-4),
+        ("conv", 63, {"width": 32}, 5e-3),
+        ("mlp", 16, {"hidden": [32, 16]}, 1e-4),
+        ("mlp", 63, {"hidden": [512, 256]}, 5e-3),
+    ],
+)
+def test_first_posteriors_are_close_to_the_prior(name, size, keys, bound_nats):
+    made = network(name, size=size, **keys)
     with torch.no_grad():
         posterior = made.encode(stamps(16, size=size))
     kl_per_unit = gaussian_kl_per_unit(posterior.mean, posterior.log_var).mean(0)
     assert 0 < kl_per_unit.max() < bound_nats
+
+
+def test_mlp_narrows_to_the_code_and_widens_from_it():
+    made = network("mlp", size=16, n_bands=2, latent_dim=3, hidden=[40, 30, 20])
+    shapes = [
+        [tuple(layer.weight.shape) for layer in half.modules() if isinstance(layer, nn.Linear)]
+        for half in (made.encoder, made.decoder)
+    ]
+    assert shapes[0] == [(40, 512), (30, 40), (20, 30), (6, 20)]
+    assert shapes[1] == [(20, 3), (30, 20), (40, 30), (512, 40)]
 
 
 def test_linear_posterior_has_one_variance_for_all_stamps_and_a_linear_mean():
@@ -208,6 +227,7 @@ def test_state_dict_carries_the_whole_network(name):
     [
         ("conv", ("ConvEncoder", "ConvDecoder", "PixelShuffle")),
         ("linear", ("LinearEncoder", "LinearDecoder")),
+        ("mlp", ("MLPEncoder", "MLPDecoder", "SiLU")),
         ("question", ("QuestionEncoder", "QuestionDecoder", "ConvTranspose2d")),
     ],
 )
@@ -243,7 +263,13 @@ def test_encoder_and_decoder_give_float32_under_mixed_precision(name):
             "model.initialisation must be one of default, xavier, got 'he'",
         ),
         ("linear", {"width": 8}, "model=linear has no setting model.width; it has latent_dim, "
-         "initialisation"),
+         "minimum_rate_nats, initialisation"),
+        ("mlp", {"hidden": []}, "model.hidden must be a list of widths such as [512,256], got []; "
+         "for no hidden layer choose model=linear"),
+        ("mlp", {"hidden": 512}, "model.hidden must be a list of widths such as [512,256], got "
+         "512; for no hidden layer choose model=linear"),
+        ("mlp", {"hidden": [64, 0]}, "model.hidden[1] must be at least 1, got 0"),
+        ("mlp", {"hidden": ["wide"]}, "model.hidden[0] must be a whole number, got 'wide'"),
         ("question", {"bottleneck_units": 0}, "model.bottleneck_units must be at least 1, got 0"),
         ("question", {"eps_std": -0.1}, "model.eps_std must be at least 0, got -0.1"),
         ("question", {"eps_std": math.nan}, "model.eps_std must be a finite number, got nan"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from vae_astro.objective.kl import gaussian_kl_per_unit
+from vae_astro.objective.kl import gaussian_kl_per_unit, mutual_information
 
 
 def posteriors(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,3 +87,41 @@ def test_kl_of_a_nan_posterior_is_nan_for_that_unit_alone():
 def test_shapes_that_differ_are_refused_even_where_they_would_broadcast():
     with pytest.raises(ValueError, match=r"mean is \(4, 3\) but log_var is \(1, 3\)"):
         gaussian_kl_per_unit(torch.zeros(4, 3), torch.zeros(1, 3))
+
+
+# -- mutual information --------------------------------------------------------------------------
+
+
+def noise(n: int, latent_dim: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, latent_dim, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def test_codes_that_are_the_same_for_all_stamps_carry_no_information():
+    mean, log_var = torch.full((50, 3), 2.0).double(), torch.full((50, 3), -5.0).double()
+    assert mutual_information(mean, log_var, noise(50, 3)).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_codes_that_tell_every_stamp_apart_carry_the_log_of_their_number():
+    mean = torch.arange(40.0).double()[:, None] * 100
+    information = mutual_information(mean, torch.zeros(40, 1).double(), noise(40, 1))
+    assert information.item() == pytest.approx(math.log(40))
+
+
+def test_information_of_a_gaussian_channel_is_that_of_the_closed_form():
+    # means of variance 3 seen through unit noise: half the log of 1 + 3 nats for each unit
+    mean, log_var = math.sqrt(3) * noise(512, 2, seed=1), torch.zeros(512, 2).double()
+    information = mutual_information(mean, log_var, noise(512, 2))
+    assert information.item() == pytest.approx(math.log(4), abs=0.1)
+
+
+def test_information_adds_up_over_independent_units_and_ignores_constant_ones():
+    mean = torch.cat([math.sqrt(3) * noise(512, 1, seed=1), torch.zeros(512, 4)], dim=1)
+    information = mutual_information(mean, torch.zeros(512, 5).double(), noise(512, 5))
+    assert information.item() == pytest.approx(0.5 * math.log(4), abs=0.1)
+
+
+def test_information_is_of_the_first_stamps_where_there_are_many():
+    many = 100 * noise(600, 2)
+    log_var, eps = torch.zeros(600, 2).double(), noise(600, 2, seed=1)
+    first = mutual_information(many[:512], log_var[:512], eps[:512])
+    assert torch.equal(mutual_information(many, log_var, eps), first)

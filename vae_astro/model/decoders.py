@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from vae_astro.model.blocks import GRID, ResidualBlock, padded_size
 
-__all__ = ["ConvDecoder", "LinearDecoder", "QuestionDecoder"]
+__all__ = ["ConvDecoder", "LinearDecoder", "MLPDecoder", "QuestionDecoder"]
 
 
 class LinearDecoder(nn.Module):
@@ -26,6 +29,33 @@ class LinearDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Location (B, C, H, W) of code ``z`` (B, Z)."""
         return self.location(z).unflatten(1, self.shape)
+
+
+class MLPDecoder(nn.Module):
+    """Mirror of `MLPEncoder`.
+
+    Parameters
+    ----------
+    n_bands, size, latent_dim : int
+        C, H = W and Z.
+    hidden : sequence of int
+        Widths of the hidden layers, from the code to the pixels.
+    """
+
+    def __init__(self, n_bands: int, size: int, latent_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        shape = (n_bands, size, size)
+        widths = (latent_dim, *hidden)
+        layers = (
+            nn.Sequential(nn.Linear(n_in, n_out), nn.SiLU()) for n_in, n_out in pairwise(widths)
+        )
+        self.trunk = nn.Sequential(
+            *layers, nn.Linear(widths[-1], n_bands * size * size), nn.Unflatten(1, shape)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Location (B, C, H, W) of code ``z`` (B, Z)."""
+        return self.trunk(z)
 
 
 class ConvDecoder(nn.Module):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -9,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from vae_astro.model.blocks import GRID, ResidualBlock, padded_size
 from vae_astro.model.posterior import DiagonalGaussian
 
-__all__ = ["ConvEncoder", "LinearEncoder", "QuestionEncoder"]
+__all__ = ["ConvEncoder", "LinearEncoder", "MLPEncoder", "QuestionEncoder"]
 
 
 class LinearEncoder(nn.Module):
@@ -33,6 +36,33 @@ class LinearEncoder(nn.Module):
         """Posterior of ``image`` (B, C, H, W)."""
         mean = self.mean(image.flatten(1))
         return DiagonalGaussian(mean, self.log_var.expand_as(mean))
+
+
+class MLPEncoder(nn.Module):
+    """Dense layers on the flattened stamp: knows nothing of neighbouring pixels.
+
+    Parameters
+    ----------
+    n_bands, size, latent_dim : int
+        C, H = W and Z.
+    hidden : sequence of int
+        Widths of the hidden layers, from the pixels to the code.
+    """
+
+    def __init__(self, n_bands: int, size: int, latent_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        widths = (n_bands * size * size, *hidden)
+        layers = (
+            nn.Sequential(nn.Linear(n_in, n_out), nn.SiLU()) for n_in, n_out in pairwise(widths)
+        )
+        self.trunk = nn.Sequential(nn.Flatten(), *layers)
+        self.head = nn.Linear(widths[-1], 2 * latent_dim)
+        _start_near_the_prior(self.head)
+
+    def forward(self, image: Tensor) -> DiagonalGaussian:
+        """Posterior of ``image`` (B, C, H, W)."""
+        mean, log_var = self.head(self.trunk(image)).chunk(2, dim=1)
+        return DiagonalGaussian(mean, log_var)
 
 
 class ConvEncoder(nn.Module):
@@ -65,9 +95,7 @@ class ConvEncoder(nn.Module):
             nn.SiLU(),
         )
         self.head = nn.Linear(4 * width * (grid // GRID) ** 2, 2 * latent_dim)
-        # small, so that the first posteriors are close to the prior
-        nn.init.normal_(self.head.weight, std=1e-2)
-        nn.init.zeros_(self.head.bias)
+        _start_near_the_prior(self.head)
 
     def forward(self, image: Tensor) -> DiagonalGaussian:
         """Posterior of ``image`` (B, C, H, W)."""
@@ -119,3 +147,9 @@ class QuestionEncoder(nn.Module):
         """Posterior of ``image`` (B, C, H, W)."""
         features = self.trunk(image)
         return DiagonalGaussian(self.mean(features), self.log_var(features))
+
+
+def _start_near_the_prior(head: nn.Linear) -> None:
+    """Small weights, so that the first posteriors are close to the prior and the first KL small."""
+    nn.init.normal_(head.weight, std=1e-2)
+    nn.init.zeros_(head.bias)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vae_astro.errors import InputError
-from vae_astro.model.decoders import ConvDecoder, LinearDecoder, QuestionDecoder
-from vae_astro.model.encoders import ConvEncoder, LinearEncoder, QuestionEncoder
+from vae_astro.model.decoders import ConvDecoder, LinearDecoder, MLPDecoder, QuestionDecoder
+from vae_astro.model.encoders import ConvEncoder, LinearEncoder, MLPEncoder, QuestionEncoder
+from vae_astro.model.minimum_rate import MinimumRate
 from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.settings import check_bool, check_choice, check_int, check_number
 
-__all__ = ["NETWORKS", "Network", "conv", "linear", "question"]
+__all__ = ["NETWORKS", "Network", "conv", "linear", "mlp", "question"]
 
 
 MOST_UNITS = 65_536
 """Latent units or channels beyond which a number is taken for a slip."""
+MOST_NATS = 10_000
+"""The same for nats."""
 
 
 class Network(nn.Module):
@@ -34,6 +37,8 @@ class Network(nn.Module):
     initialisation : {"default", "xavier"}
         ``xavier``: Glorot-normal weights and zero biases in every dense and convolutional layer
         (Glorot & Bengio 2010). ``default``: what each layer sets itself.
+    minimum_rate_nats : float
+        Least KL of the posteriors, summed over units; 0 leaves them free. See `MinimumRate`.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Network(nn.Module):
         decoder: nn.Module,
         latent_dim: int,
         initialisation: str = "default",
+        minimum_rate_nats: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -49,11 +55,17 @@ class Network(nn.Module):
         self.latent_dim = latent_dim
         if check_choice("model.initialisation", initialisation, ("default", "xavier")) == "xavier":
             self.apply(_glorot_normal)
+        nats = check_number(
+            "model.minimum_rate_nats", minimum_rate_nats, minimum=0, maximum=MOST_NATS
+        )
+        self.minimum_rate = MinimumRate(latent_dim, nats) if nats > 0 else nn.Identity()
 
     def encode(self, image: Tensor) -> DiagonalGaussian:
         """Posterior of ``image`` (B, C, H, W), in float32 whatever the encoder computed in."""
         posterior = self.encoder(image)
-        return DiagonalGaussian(posterior.mean.float(), posterior.log_var.float())
+        return self.minimum_rate(
+            DiagonalGaussian(posterior.mean.float(), posterior.log_var.float())
+        )
 
     def sample(self, posterior: DiagonalGaussian, eps: Tensor) -> Tensor:
         """Draw of the code from standard normal ``eps``, both (B, Z)."""
@@ -81,10 +93,11 @@ class QuestionNetwork(Network):
         decoder: nn.Module,
         latent_dim: int,
         initialisation: str,
+        minimum_rate_nats: float,
         eps_std: float,
         exp_full_log_var: bool,
     ) -> None:
-        super().__init__(encoder, decoder, latent_dim, initialisation)
+        super().__init__(encoder, decoder, latent_dim, initialisation, minimum_rate_nats)
         self.eps_std = eps_std
         self.exp_full_log_var = exp_full_log_var
 
@@ -96,7 +109,12 @@ class QuestionNetwork(Network):
 
 
 def linear(
-    *, n_bands: int, size: int, latent_dim: int = 16, initialisation: str = "default"
+    *,
+    n_bands: int,
+    size: int,
+    latent_dim: int = 16,
+    minimum_rate_nats: float = 0.0,
+    initialisation: str = "default",
 ) -> Network:
     """Linear encoder and decoder: probabilistic PCA, for which collapse is known exactly."""
     check_int("model.latent_dim", latent_dim, minimum=1, maximum=MOST_UNITS)
@@ -105,6 +123,7 @@ def linear(
         LinearDecoder(n_bands, size, latent_dim),
         latent_dim,
         initialisation,
+        minimum_rate_nats,
     )
 
 
@@ -114,6 +133,7 @@ def conv(
     size: int,
     latent_dim: int = 16,
     width: int = 32,
+    minimum_rate_nats: float = 0.0,
     initialisation: str = "default",
 ) -> Network:
     """The default: residual convolutions, 1.3 million parameters at width 32 and 63x63."""
@@ -125,6 +145,28 @@ def conv(
         ConvDecoder(n_bands, size, latent_dim, width),
         latent_dim,
         initialisation,
+        minimum_rate_nats,
+    )
+
+
+def mlp(
+    *,
+    n_bands: int,
+    size: int,
+    latent_dim: int = 16,
+    hidden: Sequence[int] = (512, 256),
+    minimum_rate_nats: float = 0.0,
+    initialisation: str = "default",
+) -> Network:
+    """Dense layers both ways, the decoder in reverse: 4.3 million parameters at 63x63."""
+    check_int("model.latent_dim", latent_dim, minimum=1, maximum=MOST_UNITS)
+    widths = _checked_widths(hidden)
+    return Network(
+        MLPEncoder(n_bands, size, latent_dim, widths),
+        MLPDecoder(n_bands, size, latent_dim, widths[::-1]),
+        latent_dim,
+        initialisation,
+        minimum_rate_nats,
     )
 
 
@@ -138,6 +180,7 @@ def question(
     softmax_output: bool = False,
     eps_std: float = 1.0,
     exp_full_log_var: bool = False,
+    minimum_rate_nats: float = 0.0,
     initialisation: str = "xavier",
 ) -> Network:
     """The network of the question; every fault that lies in the network is a switch, off here."""
@@ -154,12 +197,30 @@ def question(
         QuestionDecoder(n_bands, size, latent_dim, softmax_output),
         latent_dim,
         initialisation,
+        minimum_rate_nats,
         check_number("model.eps_std", eps_std, minimum=0),
         exp_full_log_var,
     )
 
 
-NETWORKS: dict[str, Callable[..., Network]] = {"conv": conv, "linear": linear, "question": question}
+NETWORKS: dict[str, Callable[..., Network]] = {
+    "conv": conv,
+    "linear": linear,
+    "mlp": mlp,
+    "question": question,
+}
+
+
+def _checked_widths(hidden: object) -> tuple[int, ...]:
+    if not isinstance(hidden, list | tuple) or not hidden:
+        raise InputError(
+            f"model.hidden must be a list of widths such as [512,256], got {hidden!r}; for no "
+            "hidden layer choose model=linear"
+        )
+    return tuple(
+        check_int(f"model.hidden[{layer}]", width, minimum=1, maximum=MOST_UNITS)
+        for layer, width in enumerate(hidden)
+    )
 
 
 def _glorot_normal(module: nn.Module) -> None:

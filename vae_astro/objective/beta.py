@@ -1,7 +1,7 @@
 """Beta schedules: how hard the KL term pulls, as a pure function of the optimiser step.
 
 A schedule holds no counter. The value at a step depends on that step alone, so a resumed run goes
-on exactly where it stopped.
+on exactly where it stopped. The one exception is `geco`, whose controller says so.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vae_astro.errors import InputError
+from vae_astro.objective.geco import Geco
 from vae_astro.settings import check_int, check_number
 
 __all__ = ["SCHEDULES", "RatePenalty", "Schedule", "capacity", "constant", "cosine", "cyclical",
-           "linear", "sigmoid"]  # fmt: skip
+           "geco", "linear", "sigmoid"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,15 @@ class Schedule:
         As in `RatePenalty`.
     capacity_nats : callable or None
         Step to capacity in nats.
+    controller : Geco or None
+        What moves beta by what it is shown of each batch; beta then depends on the training so far
+        and not on the step, and the controller's state belongs in the checkpoint.
     """
 
     beta: Callable[[int], float]
     free_bits_nats: float = 0.0
     capacity_nats: Callable[[int], float] | None = None
+    controller: Geco | None = None
 
     def __call__(self, step: int) -> RatePenalty:
         capacity_nats = None if self.capacity_nats is None else self.capacity_nats(step)
@@ -169,6 +174,30 @@ def capacity(
     )
 
 
+def geco(
+    *,
+    target_chi2: float = 1.0,
+    tolerance: float = 0.1,
+    start: float = 1.0,
+    rate: float = 0.01,
+    momentum: float = 0.9,
+    minimum: float = 0.01,
+    maximum: float = 10.0,
+    free_bits_nats: float = 0.0,
+) -> Schedule:
+    """Whatever beta explains the stamps down to their noise; see `Geco` for the settings."""
+    controller = Geco(
+        target_chi2=target_chi2,
+        tolerance=tolerance,
+        start=start,
+        rate=rate,
+        momentum=momentum,
+        minimum=minimum,
+        maximum=maximum,
+    )
+    return Schedule(lambda step: controller.beta, _free_bits(free_bits_nats), controller=controller)
+
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
     "linear": linear,
@@ -176,6 +205,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "sigmoid": sigmoid,
     "cyclical": cyclical,
     "capacity": capacity,
+    "geco": geco,
 }
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from vae_astro.objective.aggressive import aggressive_inference
 from vae_astro.settings import check_choice, check_int, check_number
 
 __all__ = ["Optim"]
@@ -28,6 +31,8 @@ class Optim:
         Half a cosine down to a hundredth of ``lr`` at the end of the run, or flat.
     warmup_steps : int
         Optimiser steps of linear rise at the start.
+    aggressive : bool or mapping
+        Whether the encoder runs ahead at first, or how: see `AggressiveInference`.
 
     Raises
     ------
@@ -40,6 +45,7 @@ class Optim:
     weight_decay: float = 0.0
     schedule: str = "cosine"
     warmup_steps: int = 100
+    aggressive: bool | Mapping[str, Any] = False
 
     def __post_init__(self) -> None:
         check_choice("optim.name", self.name, ("adam", "adamw"))
@@ -47,6 +53,7 @@ class Optim:
         check_number("optim.weight_decay", self.weight_decay, minimum=0)
         check_choice("optim.schedule", self.schedule, ("constant", "cosine"))
         check_int("optim.warmup_steps", self.warmup_steps, minimum=0)
+        aggressive_inference(self.aggressive)
 
     def optimizer(self, module: torch.nn.Module, fused: bool = True) -> torch.optim.Optimizer:
         """An optimiser of all parameters of ``module``; ``fused`` updates them in one pass."""
