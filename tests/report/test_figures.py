@@ -16,6 +16,7 @@ from vae_astro.report.figures import (
     image_grid,
     kl_history,
     reconstructions,
+    spectrum,
     stamp_sheet,
     traversals,
 )
@@ -229,3 +230,35 @@ def test_history_of_many_steps_labels_a_few_of_them_first_and_last_among_them():
 @pytest.mark.parametrize("latent_dim", [1, 64])
 def test_history_of_a_full_collapse_can_be_drawn(latent_dim):
     assert png(kl_history([1], np.zeros((1, latent_dim)))).startswith(b"\x89PNG")
+
+
+# -- spectrum ------------------------------------------------------------------------------------
+
+
+def heights(figure: Figure) -> dict[str, list[float]]:
+    """Bars by the label of their kind."""
+    return {
+        container.get_label(): [bar.get_height() for bar in container]
+        for container in figure.axes[0].containers
+    }
+
+
+def test_spectrum_tells_survivors_from_what_collapses_and_what_has_no_unit():
+    bars = heights(spectrum([9.0, 5.0, 3.0, 0.5], threshold=2.0, latent_dim=2))
+    assert sorted(bars.values()) == [[0.5], [3.0], [9.0, 5.0]]
+    assert bars["survives: a latent unit carries it"] == [9.0, 5.0]
+    assert bars["would survive, but no unit is left"] == [3.0]
+
+
+def test_spectrum_says_how_many_units_have_something_to_say():
+    for threshold, title in ((2.0, "2 of 2 latent units"), (10.0, "Full collapse")):
+        figure = spectrum([9.0, 5.0, 3.0, 0.5], threshold=threshold, latent_dim=2)
+        assert title in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "threshold"),
+    [([9.0, 0.0, 0.0], 1.0), ([9.0], 1e6), ([9.0, 3.0], 0.0), ([0.3], 1.0), ([1e-9, 1e-12], 1e9)],
+)
+def test_spectrum_can_be_drawn_whatever_it_is_given(eigenvalues, threshold):
+    assert png(spectrum(eigenvalues, threshold, latent_dim=4, other=threshold / 3 or None))
