@@ -23,6 +23,8 @@ from omegaconf import DictConfig
 LATENT_DIM = 16
 SIZE = 32
 """Width of the simulated and ZTF stamps here, in pixels: the central part."""
+NARROW = 16
+"""Their width where scikit-learn is the judge."""
 N_VALUES = {"full": 10, "small": 2}
 N_STEPS = {"full": 1500, "small": 100}
 
@@ -177,13 +179,17 @@ def learned_scale(name: str, stamps, size: str) -> dict[str, float | str]:
     from vae_astro.model.likelihoods import SharedGaussian
     from vae_astro.objective.beta import RatePenalty
 
+    # scikit-learn's noise variance is the maximum of the likelihood only with fewer pixels than
+    # stamps
+    edge = max(0, stamps.shape[-1] - NARROW) // 2
+    stamps = stamps[..., edge : edge + NARROW, edge : edge + NARROW]
     flat = stamps.flatten(1).double().numpy()
     pca = PCA(LATENT_DIM, svd_solver="full").fit(flat)
     likelihood = SharedGaussian(n_bands=1, learn="gradient")
     foreseen = outlook(
         measure_spectrum([batch_of(stamps)], likelihood, n_modes=64), LATENT_DIM, RatePenalty(1.0)
     )
-    kl, _, elbo = train(stamps, likelihood, 1.0, N_STEPS[size])
+    kl, _, elbo = train(stamps, likelihood, 1.0, 4 * N_STEPS[size])
     return {
         "data": name,
         "elbo": elbo,
