@@ -21,7 +21,7 @@ import hydra
 import numpy as np
 from omegaconf import DictConfig
 
-SEED = 2024
+SEED = 2025
 N_SETTINGS = {"full": 40, "small": 4}
 N_STEPS = {"full": 1500, "small": 60}
 LATENT_DIM = 8

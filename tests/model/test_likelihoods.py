@@ -439,12 +439,33 @@ def test_scale_learned_by_gradient_ends_where_the_closed_form_is(kind, key):
         (StudentT(n_bands=2), "scale"),
     ],
 )
-def test_scale_learned_by_gradient_is_one_parameter_per_band_and_starts_at_one(likelihood, key):
+def test_scale_learned_by_gradient_is_one_parameter_per_band_started_by_the_first_batch(
+    likelihood, key
+):
     (parameter,) = likelihood.parameters()
     assert parameter.shape == (2,)
     assert parameter.requires_grad
     assert likelihood.describe() == {key: [1.0, 1.0]}
-    assert list(likelihood.buffers()) == []
+    image = 0.01 * torch.randn(64, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    batch = (image, torch.zeros_like(image), torch.ones_like(image, dtype=torch.bool),
+             torch.ones_like(image))  # fmt: skip
+    likelihood.observe(*batch)
+    assert likelihood.describe()[key] == pytest.approx([0.01, 0.01], rel=0.3)
+    before = likelihood.describe()
+    likelihood.observe(100 * image, *batch[1:])
+    assert likelihood.describe() == before  # from there it is the gradient's
+
+
+def test_student_settles_where_its_likelihood_is_largest():
+    torch.manual_seed(0)
+    image = torch.distributions.StudentT(4.0, scale=0.3).sample((500, 1, 4, 4))
+    likelihood = StudentT(n_bands=1)
+    rest = (torch.zeros_like(image), torch.ones_like(image, dtype=torch.bool),
+            torch.ones_like(image))  # fmt: skip
+    likelihood.settle(image, *rest)
+    likelihood.log_prob(image, *rest).mean().backward()
+    assert abs(float(likelihood.scale.log_std.grad)) < 1e-2
+    assert likelihood.describe()["scale"] == pytest.approx([0.3], rel=0.1)
 
 
 # -- bernoulli -----------------------------------------------------------------------------------

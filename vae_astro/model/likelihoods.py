@@ -106,7 +106,7 @@ class _Scale(nn.Module):
             self.log_std = nn.Parameter(torch.zeros(n_bands))
         else:
             self.register_buffer("mean_square", torch.ones(n_bands))
-            self.register_buffer("n_updates", torch.zeros(n_bands, dtype=torch.long))
+        self.register_buffer("n_updates", torch.zeros(n_bands, dtype=torch.long))
 
     def forward(self) -> Tensor:
         """The scale, shape (C, 1, 1)."""
@@ -117,6 +117,7 @@ class _Scale(nn.Module):
     def observe(self, residual: Tensor, mask: Tensor) -> None:
         """Fold in the squared ``residual`` (B, C, H, W) of the good pixels."""
         if self.learn == "gradient":
+            self.start(lambda: self.settle(residual, mask))
             return
         squared = residual.square().where(mask, residual.new_zeros(()))
         totals = torch.stack([squared.sum((0, 2, 3)), mask.to(residual.dtype).sum((0, 2, 3))])
@@ -132,6 +133,17 @@ class _Scale(nn.Module):
                 observed, keep * self.mean_square + (1 - keep) * mean_square, self.mean_square
             )
         )
+
+    @torch.no_grad()
+    def start(self, settle: Callable[[], None]) -> None:
+        """At the first batch take the best scale: from 1, Adam would need thousands of steps."""
+        if bool(self.n_updates.any()):
+            return
+        settle()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.log_std.data)
+            self.log_std /= dist.get_world_size()
+        self.n_updates += 1
 
     @torch.no_grad()
     def settle(self, residual: Tensor, mask: Tensor) -> None:
@@ -266,6 +278,10 @@ class StudentT(Likelihood):
         chi2 = ((image - output) / scale).square()
         log_density = self.log_norm - scale.log() - 0.5 * (self.dof + 1) * (chi2 / self.dof).log1p()
         return _sum_good(log_density, mask)
+
+    def observe(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
+        """See `Likelihood`; the first batch gives the scale that the gradient starts from."""
+        self.scale.start(lambda: self.settle(image, output, mask, noise))
 
     @torch.no_grad()
     def settle(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
