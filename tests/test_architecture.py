@@ -19,6 +19,7 @@ STOREYS = [
     {"vae"},
     {"collapse", "evaluate", "checkpoint"},
     {"report", "catalogue"},
+    {"training"},
     {"run"},
 ]
 """Rooms from the ground up. A room sees itself and the storeys below, not its neighbours."""

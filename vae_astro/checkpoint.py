@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import pickle
 import random
@@ -29,6 +30,7 @@ __all__ = [
     "LastCheckpoint",
     "RandomState",
     "WarmStart",
+    "carry_over",
     "find_checkpoint",
     "load_checkpoint",
     "refuse_other_shapes",
@@ -194,6 +196,39 @@ def refuse_other_shapes(vae: VAE, path: Path) -> None:
             f"{name}: {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here; "
             "keep the settings of the model as they were, or take over what fits with init_from="
         )
+
+
+def carry_over(checkpoint: dict[str, Any], vae: VAE) -> dict[str, Any]:
+    """A checkpoint from which ``vae`` goes on, though its objective has other settings.
+
+    Weights, steps, order of the stamps and random state stay. The learning rate becomes that of
+    ``vae``, and the best score is forgotten: bounds of other objectives do not compare. With
+    another likelihood, what that learns starts anew, and so do the optimiser's moments, which are
+    in units of the old gradients. Network and number of trained parameters must be the same.
+    """
+    carried = copy.deepcopy(checkpoint)
+    theirs, ours = carried["state_dict"], vae.state_dict()
+    carried["state_dict"] = {
+        name: theirs[name] if name in theirs and theirs[name].shape == value.shape else value
+        for name, value in ours.items()
+    }
+    other_likelihood = dict(carried["hyper_parameters"]["likelihood"]) != vae.hparams["likelihood"]
+    for state in carried["optimizer_states"]:
+        if other_likelihood:
+            state["state"] = {}
+        for group in state["param_groups"]:
+            group["lr"] *= vae.optim.lr / group["initial_lr"]
+            group["initial_lr"] = vae.optim.lr
+    for state in carried["lr_schedulers"]:
+        state["base_lrs"] = [vae.optim.lr] * len(state["base_lrs"])
+    carried["callbacks"] = {
+        name: state
+        for name, state in carried["callbacks"].items()
+        if not name.startswith(BestCheckpoint.__qualname__)
+    }
+    carried["hyper_parameters"] = copy.deepcopy(dict(vae.hparams))
+    carried["vae_astro"]["settings"] = vae.run_settings
+    return carried
 
 
 class RandomState(Callback):

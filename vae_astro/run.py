@@ -9,54 +9,36 @@ import logging
 import math
 import os
 import re
-import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra.core.hydra_config import HydraConfig
-from lightning import Callback, Trainer, seed_everything
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_astro.checkpoint import (
-    AtomicCheckpoints,
-    BestCheckpoint,
-    LastCheckpoint,
-    RandomState,
-    find_checkpoint,
-    load_checkpoint,
-    refuse_other_shapes,
-    warm_start,
-)
+from vae_astro.checkpoint import find_checkpoint, load_checkpoint, warm_start
 from vae_astro.collapse.forecast import Forecast, forecast_run
-from vae_astro.collapse.monitor import CollapseMonitor
-from vae_astro.collapse.verdict import CollapseVerdict, judge
+from vae_astro.collapse.monitor import rescues_in
+from vae_astro.collapse.rescue import Plan, outlook_set_right, plan_rescue
+from vae_astro.collapse.verdict import Circumstances, still_rising
 from vae_astro.data.datamodule import LARGEST_SEED, StampDataModule
 from vae_astro.errors import InputError
-from vae_astro.evaluate.clusters import labelled_rows, score_against_labels
-from vae_astro.evaluate.scores import score_stamps
 from vae_astro.objective.beta import SCHEDULES
 from vae_astro.report import summary
-from vae_astro.report.callbacks import StampPanels
-from vae_astro.settings import build, check_bool, check_choice, check_int, check_number
+from vae_astro.report.judgement import judge_run
+from vae_astro.settings import build, check_int
+from vae_astro.training import Attempt, Pace, fit, new_attempt, new_vae, rescue, set_length
 from vae_astro.vae import VAE
 
 __all__ = ["RunResult", "train", "train_command"]
 
 
-USUAL_STEPS = 1500
-"""Optimiser steps of a run whose length is not given, ..."""
-EPOCHS = (10, 300)
-"""... within these bounds."""
 GROUPS = {
     "data",
     "model",
@@ -69,11 +51,8 @@ GROUPS = {
     "callbacks",
 }
 KEYS = {"seed", "resume", "init_from", "run_dir", "log_every_n_steps"}
-COLLAPSE_KEYS = {"forecast_stamps"}
+COLLAPSE_KEYS = {"forecast_stamps", "action"}
 CALLBACK_KEYS = {"n_stamps", "time_share", "save_every_n_steps", "progress"}
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-STEPS_BETWEEN_VALIDATIONS = 50
-"""So that a small data set does not spend its time on validation."""
 
 log = logging.getLogger(__name__)
 
@@ -164,32 +143,34 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     if not settings["resume"]:
         _refuse_taken(run_dir)
     # what is wrong with the settings should not wait for the data to be read
-    panels = StampPanels(settings["callbacks"]["n_stamps"], settings["callbacks"]["time_share"])
-    trainer = _trainer(settings, run_dir, [panels, *_callbacks(settings["callbacks"], run_dir)])
-    if not trainer.is_global_zero:
-        logging.getLogger("vae_astro").setLevel(logging.WARNING)
     resume = find_checkpoint("resume", settings["resume"]) if settings["resume"] else None
     start = find_checkpoint("init_from", settings["init_from"]) if settings["init_from"] else None
+    attempt = new_attempt(settings, run_dir, _rescues_behind(resume))
+    trainer = attempt.trainer
+    if not trainer.is_global_zero:
+        logging.getLogger("vae_astro").setLevel(logging.WARNING)
     progress = settings["callbacks"]["progress"] and trainer.is_global_zero
     datamodule = StampDataModule(**settings["data"], seed=seed, progress=progress)
-    _vae(settings, stamp_shape=(1, 64, 64), band_names=None)
+    new_vae(settings, stamp_shape=(1, 64, 64))
 
     datamodule.prepare_data()
     datamodule.setup()
     _refuse_too_few(datamodule, trainer)
     labels = datamodule.labels  # an unusable label file is refused now
-    seed_everything(seed, workers=True, verbose=False)
-    vae = _vae(settings, datamodule.store.stamp_shape, datamodule.store.band_names)
-    _say_what_is_trained(vae, datamodule, trainer)
-    if start is not None:
-        started_from = warm_start(vae, start)
-        log.info("init_from: %d weight tensors taken over", started_from.taken)
-        for line in started_from.lines():
-            log.warning("init_from: %s", line)
 
-    _set_length(trainer, settings["trainer"], datamodule.steps_per_epoch(trainer.world_size))
-    foreseen = _forecast(vae, datamodule, trainer, settings["collapse"]["forecast_stamps"])
-    timing = _fit(trainer, vae, datamodule, resume)
+    def begin(settings: dict[str, Any]) -> VAE:
+        """The model that a run of these settings starts with."""
+        seed_everything(seed, workers=True, verbose=False)
+        vae = new_vae(settings, datamodule.store.stamp_shape, datamodule.store.band_names)
+        if start is not None:
+            _start_from(vae, start)
+        return vae
+
+    vae = begin(settings)
+    _say_what_is_trained(vae, datamodule, trainer)
+    set_length(trainer, settings["trainer"], datamodule.steps_per_epoch(trainer.world_size))
+    fitted = _fit_and_rescue(attempt, vae, datamodule, run_dir, resume, begin)
+    attempt, vae, trainer = fitted.attempt, fitted.vae, fitted.attempt.trainer
     best = run_dir / "checkpoints" / "best.ckpt"
     if best.exists():
         vae.load_state_dict(load_checkpoint(best)["state_dict"])
@@ -197,150 +178,105 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     if not trainer.is_global_zero:
         return RunResult(vae, {}, run_dir)
     log.info("judging the best checkpoint")
-    shown = next(iter(datamodule.in_order(datamodule.val_rows[: panels.n_stamps])))
-    panels.draw_last(trainer, vae, shown, run_dir / "figures")
-    metrics, verdict = _judge(vae, datamodule, labels)
-    metrics["collapse"]["forecast"] = None if foreseen is None else foreseen.as_dict()
-    metrics["timing"] = {"seconds_total": time.perf_counter() - began, **timing}
+    shown = next(iter(datamodule.in_order(datamodule.val_rows[: attempt.panels.n_stamps])))
+    attempt.panels.draw_last(trainer, vae, shown, run_dir / "figures")
+    circumstances = _circumstances(fitted, best, datamodule)
+    judgement = judge_run(vae, datamodule, labels, fitted.foreseen, circumstances)
+    metrics = judgement.metrics
+    metrics["collapse"] |= attempt.monitor.summary()
+    metrics["timing"] = {"seconds_total": time.perf_counter() - began, **fitted.pace.as_dict()}
     summary.write_metrics(run_dir, metrics)
-    summary.log_hyperparameters(trainer, settings, metrics)
-    log.info("%s", summary.closing_lines(metrics, verdict, run_dir))
+    summary.log_hyperparameters(trainer, attempt.settings, metrics)
+    log.info("%s", summary.closing_lines(metrics, judgement.explanation, run_dir))
     return RunResult(vae, metrics, run_dir)
 
 
-def _fit(
-    trainer: Trainer,
+@dataclass(frozen=True)
+class _Fitted:
+    """The last fit of a run, what was forecast of it, and the pace of all."""
+
+    attempt: Attempt
+    vae: VAE
+    foreseen: Forecast | None
+    pace: Pace
+
+
+def _fit_and_rescue(
+    attempt: Attempt,
     vae: VAE,
     datamodule: StampDataModule,
+    run_dir: Path,
     resume: Path | None,
-) -> dict[str, float]:
-    """Train, and say how long it took and how fast it went."""
-    n_steps_before = 0
-    if resume is not None:
-        refuse_other_shapes(vae, resume)
-        n_steps_before = load_checkpoint(resume)["global_step"]
-    began = time.perf_counter()
-    try:
-        trainer.fit(vae, datamodule=datamodule, ckpt_path=resume, weights_only=True)
-    except MisconfigurationException as error:
-        raise InputError(f"the trainer refuses: {' '.join(str(error).split())}") from error
-    except SIGTERMException:
-        sys.exit(128 + signal.SIGTERM)
-    except SystemExit:  # what Lightning makes of Ctrl-C
-        sys.exit(128 + signal.SIGINT)
-    seconds = time.perf_counter() - began
-    # the step count is that of the whole run, the time only of this part of it
-    n_stamps = (trainer.global_step - n_steps_before) * _global_batch_size(trainer, datamodule)
-    return {"seconds_fit": seconds, "train_stamps_per_second": n_stamps / seconds}
+    begin: Callable[[dict[str, Any]], VAE],
+) -> _Fitted:
+    """Fit; and where the monitor asks for a rescue, change what is planned and fit again."""
+    pace = Pace()
+    while True:
+        foreseen = _forecast(attempt, vae, datamodule)
+        attempt.monitor.planner = _planner(attempt, foreseen, attempt.total_steps(datamodule))
+        fit(attempt.trainer, vae, datamodule, resume, pace)
+        plan = attempt.monitor.plan
+        if plan is None:
+            return _Fitted(attempt, vae, foreseen, pace)
+        attempt, vae, resume = rescue(attempt, plan, datamodule, run_dir, begin)
 
 
-def _forecast(
-    vae: VAE, datamodule: StampDataModule, trainer: Trainer, n_stamps: int
-) -> Forecast | None:
-    """Say what the run will come to; None where that cannot be said."""
-    if not (trainer.is_global_zero and n_stamps):
+def _forecast(attempt: Attempt, vae: VAE, datamodule: StampDataModule) -> Forecast | None:
+    """Say what the fit will come to, also to its monitor; None where that cannot be said."""
+    n_stamps = attempt.settings["collapse"]["forecast_stamps"]
+    if not (attempt.trainer.is_global_zero and n_stamps):
         return None
-    total_steps = int(trainer.fit_loop.max_epochs or 1) * datamodule.steps_per_epoch(
-        trainer.world_size
-    )
+    total_steps = attempt.total_steps(datamodule)
     schedule = build("beta", SCHEDULES, vae.beta_settings, total_steps=total_steps)
+    stamps = datamodule.training_sample(n_stamps)
     try:
-        foreseen = forecast_run(
-            datamodule.training_sample(n_stamps),
-            vae.likelihood,
-            vae.latent_dim,
-            schedule,
-            total_steps,
-        )
+        foreseen = forecast_run(stamps, vae.likelihood, vae.latent_dim, schedule, total_steps)
     except InputError as error:  # a run may still be wanted, to try things out
         log.warning("no forecast: %s", error)
         return None
     for line in foreseen.lines:
         log.info("%s", line)
+    right = outlook_set_right(foreseen.spectrum, vae.latent_dim)
+    attempt.monitor.expect(right.active_units, may_live=foreseen.verdict != "full")
     return foreseen
 
 
-def _judge(
-    vae: VAE, datamodule: StampDataModule, labels: np.ndarray
-) -> tuple[dict[str, Any], CollapseVerdict]:
-    """Score what was held out and what is labelled; no more, however large the store is."""
-    labelled = labelled_rows(labels)
-    rows = np.unique(np.concatenate([datamodule.val_rows, datamodule.test_rows, labelled]))
-    table = score_stamps(vae, datamodule.in_order(rows))
-    held_out, test = table.of(datamodule.val_rows), table.of(datamodule.test_rows)
-    verdict = judge(held_out.mean, held_out.kl_per_unit)
-    classes = score_against_labels(
-        table.of(labelled).mean, labels[labelled], datamodule.in_order(labelled)
+def _planner(
+    attempt: Attempt, foreseen: Forecast | None, total_steps: int
+) -> Callable[[], Plan | None]:
+    """What the monitor asks when the fit is to be rescued."""
+
+    def plan() -> Plan | None:
+        if foreseen is None:
+            return None
+        tried = [record["kind"] for record in attempt.monitor.rescues]
+        spectrum, latent_dim = foreseen.spectrum, foreseen.latent_dim
+        return plan_rescue(attempt.settings, spectrum, latent_dim, total_steps, tried)
+
+    return plan
+
+
+def _circumstances(fitted: _Fitted, best: Path, datamodule: StampDataModule) -> Circumstances:
+    """What a verdict may have to point to."""
+    total_steps = fitted.attempt.total_steps(datamodule)
+    step = load_checkpoint(best)["global_step"] if best.exists() else total_steps
+    return Circumstances(
+        total_steps=total_steps,
+        judged_step=step if step < total_steps else None,
+        still_rising=still_rising([sum(nats) for nats in fitted.attempt.monitor.kl_per_unit]),
+        beta_moves=fitted.vae.schedule.controller is not None,
     )
-    return summary.metrics_of(held_out, test, verdict, classes, datamodule), verdict
 
 
-def _vae(
-    settings: dict[str, Any], stamp_shape: tuple[int, int, int], band_names: tuple[str, ...] | None
-) -> VAE:
-    vae = VAE(
-        list(stamp_shape),
-        model=settings["model"],
-        likelihood=settings["likelihood"],
-        prior=settings["prior"],
-        beta=settings["beta"],
-        optim=settings["optim"],
-        normalize=settings["data"]["normalize"],
-        band_names=None if band_names is None else list(band_names),
-        log_every_n_steps=settings["log_every_n_steps"],
-    )
-    vae.run_settings = settings
-    return vae
+def _rescues_behind(resume: Path | None) -> list[dict[str, Any]]:
+    return [] if resume is None else rescues_in(load_checkpoint(resume))
 
 
-def _callbacks(settings: dict[str, Any], run_dir: Path) -> list[Callback]:
-    checkpoints = run_dir / "checkpoints"
-    callbacks: list[Callback] = [
-        CollapseMonitor(),
-        RandomState(),
-        LastCheckpoint(checkpoints, settings["save_every_n_steps"]),
-        BestCheckpoint(checkpoints),
-    ]
-    if settings["progress"]:
-        # a terminal is redrawn often, a batch log gets a line now and then
-        callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50))
-    return callbacks
-
-
-def _trainer(settings: dict[str, Any], run_dir: Path, callbacks: list[Callback]) -> Trainer:
-    options = dict(settings["trainer"])
-    for key in ("max_epochs", "check_val_every_n_epoch"):
-        if options[key] is None:
-            options[key] = 1  # set when the data are known: see _set_length
-        check_int(f"trainer.{key}", options[key], minimum=1)
-    for key in ("limit_train_batches", "limit_val_batches"):
-        if options[key] is not None:
-            check_number(f"trainer.{key}", options[key], above=0)
-    if options["gradient_clip_val"] is not None:
-        check_number("trainer.gradient_clip_val", options["gradient_clip_val"], above=0)
-    check_choice("trainer.precision", options["precision"], PRECISIONS)
-    check_bool("trainer.deterministic", options["deterministic"])
-    check_bool("callbacks.progress", settings["callbacks"]["progress"])
-    check_int("collapse.forecast_stamps", settings["collapse"]["forecast_stamps"], minimum=0)
-    try:
-        return Trainer(
-            **options,
-            plugins=[AtomicCheckpoints()],
-            callbacks=callbacks,
-            logger=TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False),
-            default_root_dir=run_dir,
-            enable_progress_bar=settings["callbacks"]["progress"],
-            enable_model_summary=False,
-            log_every_n_steps=1,  # the model itself decides at which steps it logs
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # the sampler shares out the stamps itself
-        )
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"these trainer settings do not work on this machine: {reason} trainer=auto takes what "
-            "there is; trainer=cpu always works"
-        ) from error
+def _start_from(vae: VAE, checkpoint: Path) -> None:
+    started_from = warm_start(vae, checkpoint)
+    log.info("init_from: %d weight tensors taken over", started_from.taken)
+    for line in started_from.lines():
+        log.warning("init_from: %s", line)
 
 
 def _refuse_unknown(settings: dict[str, Any]) -> None:
@@ -371,26 +307,6 @@ def _refuse_too_few(datamodule: StampDataModule, trainer: Trainer) -> None:
             f"{n_val} validation stamps cannot be shared by {n_ranks} processes; set fewer "
             "trainer.devices or a larger data.val_fraction"
         )
-
-
-def _set_length(trainer: Trainer, options: dict[str, Any], steps_per_epoch: int) -> None:
-    """Fill in what the trainer's settings leave to the number of stamps."""
-    if options["max_epochs"] is None:
-        fewest, most = EPOCHS
-        trainer.fit_loop.max_epochs = min(max(-(-USUAL_STEPS // steps_per_epoch), fewest), most)
-        log.info(
-            "length: %d epochs of %d steps; set trainer.max_epochs for another",
-            trainer.fit_loop.max_epochs,
-            steps_per_epoch,
-        )
-    if options["check_val_every_n_epoch"] is None:
-        n_epochs = max(1, STEPS_BETWEEN_VALIDATIONS // steps_per_epoch)
-        trainer.check_val_every_n_epoch = min(n_epochs, trainer.fit_loop.max_epochs or n_epochs)
-
-
-def _global_batch_size(trainer: Trainer, datamodule: StampDataModule) -> int:
-    per_rank = min(datamodule.batch_size, len(datamodule.train_rows) // trainer.world_size)
-    return per_rank * trainer.world_size
 
 
 def _say_what_is_trained(vae: VAE, datamodule: StampDataModule, trainer: Trainer) -> None:

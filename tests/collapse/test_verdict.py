@@ -9,7 +9,7 @@ from vae_astro.collapse.forecast import Forecast, forecast
 from vae_astro.collapse.meaning import explain_code
 from vae_astro.collapse.spectrum import Spectrum
 from vae_astro.collapse.units import ACTIVE_VARIANCE, FULL_COLLAPSE_NATS, verdict_of
-from vae_astro.collapse.verdict import Circumstances, CollapseVerdict, explain, judge
+from vae_astro.collapse.verdict import Circumstances, CollapseVerdict, explain, judge, still_rising
 from vae_astro.objective.beta import linear
 
 
@@ -120,7 +120,7 @@ def judged_as(*kl_per_unit: float) -> CollapseVerdict:
     )
 
 
-RUN = Circumstances(likelihood="gaussian", total_steps=1000)
+RUN = Circumstances(total_steps=1000)
 
 
 def test_a_run_that_came_as_forecast_needs_no_cause() -> None:
@@ -164,14 +164,14 @@ def test_a_collapse_against_the_forecast_is_laid_on_the_network() -> None:
 
 
 def test_a_run_that_was_still_learning_was_too_short() -> None:
-    young = Circumstances("sigma", total_steps=40, still_rising=True)
+    young = Circumstances(total_steps=40, still_rising=True)
     told = explain(judged_as(0.04, 0.0), foreseen(spectrum_of(8.0, 4.0), 2, 1.0), None, young)
     assert "too short" in str(told.cause)
     assert "trainer.max_epochs" in str(told.change)
 
 
 def test_a_checkpoint_from_before_the_collapse_is_told_from_the_end() -> None:
-    early = Circumstances("gaussian", total_steps=1000, judged_step=150)
+    early = Circumstances(total_steps=1000, judged_step=150)
     told = explain(judged_as(1.0, 0.7), foreseen(spectrum_of(8.0, 4.0), 2, 90.0), None, early)
     assert "step 150 of 1000" in told.paragraph
 
@@ -197,7 +197,7 @@ def test_without_a_forecast_there_is_still_a_verdict() -> None:
 
 
 def test_a_moved_beta_is_not_held_against_the_forecast() -> None:
-    moved = Circumstances("sigma", 1000, beta_moves=True)
+    moved = Circumstances(1000, beta_moves=True)
     told = explain(judged_as(1.0, 0.7), foreseen(spectrum_of(8.0, 4.0), 2, 90.0), None, moved)
     assert "has moved beta since" in told.paragraph
 
@@ -209,3 +209,18 @@ def test_what_the_units_follow_closes_the_paragraph() -> None:
     meaning = explain_code(means, np.array([1.0, 0.7]), np.array([True, True]), properties)
     told = explain(judged_as(1.0, 0.7), None, meaning, RUN)
     assert "Unit 0 (1 nats) follows the flux of the source" in told.paragraph
+
+
+@pytest.mark.parametrize(
+    ("history", "rising"),
+    [
+        ([], False),
+        ([3.0], False),
+        ([0.01, 0.02, 0.05, 0.2], True),
+        ([0.1, 1.0, 5.0, 9.0, 9.5, 9.6], False),
+        ([500.0, 100.0, 40.0, 30.0], False),
+        ([1e-9, 1e-8, 1e-7, 1e-6], False),
+    ],
+)
+def test_a_kl_that_grows_at_the_end_is_still_rising(history, rising) -> None:
+    assert still_rising(history) == rising

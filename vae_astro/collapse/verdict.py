@@ -7,6 +7,7 @@ units encode: active units alone flatter a wide code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,8 @@ from vae_astro.collapse.units import ACTIVE_VARIANCE, Verdict, verdict_of
 from vae_astro.errors import InputError
 from vae_astro.objective.beta import RatePenalty
 
-__all__ = ["Circumstances", "CollapseVerdict", "Explanation", "explain", "judge"]
+__all__ = ["Circumstances", "CollapseVerdict", "Explanation", "explain", "judge",
+           "still_rising"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,6 @@ class Circumstances:
 
     Attributes
     ----------
-    likelihood : str
-        Its name in the settings.
     total_steps : int
         Optimiser steps of the run.
     judged_step : int or None
@@ -102,7 +102,6 @@ class Circumstances:
         Whether a controller sets beta, so that a forecast knows only where it starts.
     """
 
-    likelihood: str
     total_steps: int
     judged_step: int | None = None
     still_rising: bool = False
@@ -162,6 +161,18 @@ def explain(
     if meaning is not None and verdict.verdict != "full":
         parts += meaning.sentences
     return Explanation(" ".join(parts), cause, change)
+
+
+RISES = 1.25
+"""Growth of the KL over the last fifth of a run from which it was still learning."""
+
+
+def still_rising(kl_nats: Sequence[float]) -> bool:
+    """Whether a run ended while its KL was growing; ``kl_nats`` at its validations, in order."""
+    if len(kl_nats) < 2:
+        return False
+    before = kl_nats[-1 - max(1, len(kl_nats) // 5)]
+    return kl_nats[-1] > max(RISES * before, 1e-3)
 
 
 AGREES = 0.35

@@ -142,7 +142,7 @@ class _Scale(nn.Module):
         settle()
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.log_std.data)
-            self.log_std /= dist.get_world_size()
+            self.log_std.div_(dist.get_world_size())
         self.n_updates += 1
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from vae_astro.collapse.verdict import CollapseVerdict
+from vae_astro.collapse.verdict import CollapseVerdict, Explanation
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.evaluate.clusters import LabelScores
 from vae_astro.evaluate.scores import StampTable
 
 __all__ = ["closing_lines", "log_hyperparameters", "metrics_of", "write_metrics"]
+
+LINE_WIDTH, NAME_WIDTH = 110, 19
 
 
 def metrics_of(
@@ -48,8 +51,6 @@ def metrics_of(
             "active_units": verdict.active_units,
             "latent_dim": verdict.latent_dim,
             "kl_per_unit_nats": list(verdict.kl_per_unit_nats),
-            "mutual_information_nats": None,
-            "forecast": None,
         },
         "classes": {
             "n_classes": None if classes is None else classes.latent.n_classes,
@@ -109,9 +110,16 @@ def _is_here(folder: Path) -> bool:
     return folder.resolve().is_relative_to(Path.cwd())
 
 
-def closing_lines(metrics: dict[str, Any], verdict: CollapseVerdict, run_dir: Path) -> str:
+def _wrapped(name: str, text: str) -> list[str]:
+    """``text`` beside its name, in lines that a terminal shows whole."""
+    lines = textwrap.wrap(text, LINE_WIDTH - NAME_WIDTH, break_on_hyphens=False)
+    names = [name, *[""] * (len(lines) - 1)]
+    return [f"{name:{NAME_WIDTH}}{line}" for name, line in zip(names, lines, strict=True)]
+
+
+def closing_lines(metrics: dict[str, Any], explanation: Explanation, run_dir: Path) -> str:
     """What a run says at its end, for a person."""
-    val, classes = metrics["val"], metrics["classes"]
+    val, classes, collapse = metrics["val"], metrics["classes"], metrics["collapse"]
     shown = shlex.quote(os.path.relpath(run_dir) if _is_here(run_dir) else str(run_dir))
     above = shlex.quote(
         os.path.relpath(run_dir.parent) if _is_here(run_dir) else str(run_dir.parent)
@@ -120,7 +128,7 @@ def closing_lines(metrics: dict[str, Any], verdict: CollapseVerdict, run_dir: Pa
         "",
         f"ELBO at beta = 1   {val['elbo_nats']:.1f} nats per stamp "
         f"(reconstruction {val['reconstruction_nats']:.1f}, KL {val['kl_nats']:.2f})",
-        f"active units       {verdict.active_units} of {verdict.latent_dim}",
+        f"active units       {collapse['active_units']} of {collapse['latent_dim']}",
         f"chi2 per pixel     {val['chi2_per_pixel']:.3f} (median over validation stamps)",
     ]
     if classes["nmi"] is not None:
@@ -129,7 +137,7 @@ def closing_lines(metrics: dict[str, Any], verdict: CollapseVerdict, run_dir: Pa
             f"PCA(16) ({classes['n_labelled']} stamps of {classes['n_classes']} classes)"
         )
     lines += [
-        f"verdict            {verdict.verdict}: {verdict.figures}",
+        *_wrapped("verdict", explanation.paragraph),
         f"best checkpoint    {shown}/checkpoints/best.ckpt",
         f"pictures           {shown}/figures",
         f"next               tensorboard --logdir {above}",

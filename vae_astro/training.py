@@ -1,0 +1,347 @@
+"""One fit and what it is made of; and the next, where a collapse is to be rescued.
+
+`run` decides what is trained; here it is built from the settings and fitted.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from vae_astro.checkpoint import (
+    AtomicCheckpoints,
+    BestCheckpoint,
+    LastCheckpoint,
+    RandomState,
+    carry_over,
+    load_checkpoint,
+    refuse_other_shapes,
+)
+from vae_astro.collapse.forecast import Outlook
+from vae_astro.collapse.monitor import CollapseMonitor
+from vae_astro.collapse.rescue import Plan, changes
+from vae_astro.data.datamodule import StampDataModule
+from vae_astro.errors import InputError
+from vae_astro.report.callbacks import StampPanels
+from vae_astro.settings import check_bool, check_choice, check_int, check_number
+from vae_astro.vae import VAE
+
+__all__ = ["Attempt", "Pace", "fit", "new_attempt", "new_vae", "rescue", "set_length"]
+
+USUAL_STEPS = 1500
+"""Optimiser steps of a run whose length is not given, ..."""
+EPOCHS = (10, 300)
+"""... within these bounds."""
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+STEPS_BETWEEN_VALIDATIONS = 50
+"""So that a small data set does not spend its time on validation."""
+SHORTEST_REST = 0.5
+"""Share of a run that has to follow a rescue; it is made longer where less is left."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one fit is made of.
+
+    Attributes
+    ----------
+    settings : dict
+        Of the run, as far as rescues have changed them.
+    trainer : Trainer
+        With its callbacks.
+    monitor : CollapseMonitor
+        One of them; knows the rescues so far.
+    panels : StampPanels
+        Another.
+    """
+
+    settings: dict[str, Any]
+    trainer: Trainer
+    monitor: CollapseMonitor
+    panels: StampPanels
+
+    def total_steps(self, datamodule: StampDataModule) -> int:
+        """Optimiser steps of the run, once its length is set."""
+        per_epoch = datamodule.steps_per_epoch(self.trainer.world_size)
+        return int(self.trainer.fit_loop.max_epochs or 1) * per_epoch
+
+
+def new_attempt(
+    settings: dict[str, Any], run_dir: Path, rescues: Sequence[dict[str, Any]] = ()
+) -> Attempt:
+    """Trainer and callbacks for a fit in ``run_dir``, after ``rescues``.
+
+    Raises
+    ------
+    InputError
+        A setting out of range, or one that this machine cannot do.
+    """
+    chosen = settings["callbacks"]
+    checkpoints = run_dir / "checkpoints"
+    check_int("collapse.forecast_stamps", settings["collapse"]["forecast_stamps"], minimum=0)
+    action = settings["collapse"]["action"]
+    healthy = checkpoints / "healthy.ckpt" if action == "rescue" else None
+    monitor = CollapseMonitor(action, healthy, rescues)
+    panels = StampPanels(chosen["n_stamps"], chosen["time_share"])
+    callbacks: list[Callback] = [
+        panels,
+        monitor,
+        RandomState(),
+        LastCheckpoint(checkpoints, chosen["save_every_n_steps"]),
+        BestCheckpoint(checkpoints),
+    ]
+    if check_bool("callbacks.progress", chosen["progress"]):
+        # a terminal is redrawn often, a batch log gets a line now and then
+        callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50))
+    # steps go back in a rescue: its curves lie beside those of the run that collapsed
+    version = f"rescue_{len(rescues)}" if rescues else ""
+    trainer = _new_trainer(settings, run_dir, callbacks, version)
+    if monitor.action == "rescue":
+        _refuse_rescue_where_it_cannot_be(settings, trainer)
+    return Attempt(settings, trainer, monitor, panels)
+
+
+def _new_trainer(
+    settings: dict[str, Any], run_dir: Path, callbacks: list[Callback], version: str
+) -> Trainer:
+    options = dict(settings["trainer"])
+    for key in ("max_epochs", "check_val_every_n_epoch"):
+        if options[key] is None:
+            options[key] = 1  # set when the data are known: see set_length
+        check_int(f"trainer.{key}", options[key], minimum=1)
+    for key in ("limit_train_batches", "limit_val_batches"):
+        if options[key] is not None:
+            check_number(f"trainer.{key}", options[key], above=0)
+    if options["gradient_clip_val"] is not None:
+        check_number("trainer.gradient_clip_val", options["gradient_clip_val"], above=0)
+    check_choice("trainer.precision", options["precision"], PRECISIONS)
+    check_bool("trainer.deterministic", options["deterministic"])
+    try:
+        return Trainer(
+            **options,
+            plugins=[AtomicCheckpoints()],
+            callbacks=callbacks,
+            logger=TensorBoardLogger(run_dir, name="", version=version, default_hp_metric=False),
+            default_root_dir=run_dir,
+            enable_progress_bar=settings["callbacks"]["progress"],
+            enable_model_summary=False,
+            log_every_n_steps=1,  # the model itself decides at which steps it logs
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the sampler shares out the stamps itself
+        )
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"these trainer settings do not work on this machine: {reason} trainer=auto takes what "
+            "there is; trainer=cpu always works"
+        ) from error
+
+
+def _refuse_rescue_where_it_cannot_be(settings: dict[str, Any], trainer: Trainer) -> None:
+    if trainer.world_size > 1:
+        raise InputError(
+            f"collapse.action=rescue works in one process, not in {trainer.world_size}; set "
+            "trainer.devices=1, or collapse.action=stop and resume= with other settings"
+        )
+    if not settings["collapse"]["forecast_stamps"]:
+        raise InputError(
+            "collapse.action=rescue plans with the forecast; set collapse.forecast_stamps above 0"
+        )
+
+
+def set_length(trainer: Trainer, options: dict[str, Any], steps_per_epoch: int) -> None:
+    """Fill in what the trainer's settings leave to the number of stamps."""
+    if options["max_epochs"] is None:
+        fewest, most = EPOCHS
+        trainer.fit_loop.max_epochs = min(max(-(-USUAL_STEPS // steps_per_epoch), fewest), most)
+        log.info(
+            "length: %d epochs of %d steps; set trainer.max_epochs for another",
+            trainer.fit_loop.max_epochs,
+            steps_per_epoch,
+        )
+    if options["check_val_every_n_epoch"] is None:
+        n_epochs = max(1, STEPS_BETWEEN_VALIDATIONS // steps_per_epoch)
+        trainer.check_val_every_n_epoch = min(n_epochs, trainer.fit_loop.max_epochs or n_epochs)
+
+
+def new_vae(
+    settings: dict[str, Any],
+    stamp_shape: tuple[int, int, int],
+    band_names: tuple[str, ...] | None = None,
+) -> VAE:
+    """The model of these settings, its weights drawn from the random state."""
+    vae = VAE(
+        list(stamp_shape),
+        model=settings["model"],
+        likelihood=settings["likelihood"],
+        prior=settings["prior"],
+        beta=settings["beta"],
+        optim=settings["optim"],
+        normalize=settings["data"]["normalize"],
+        band_names=None if band_names is None else list(band_names),
+        log_every_n_steps=settings["log_every_n_steps"],
+    )
+    vae.run_settings = settings
+    return vae
+
+
+@dataclass
+class Pace:
+    """How long all fits of a run took, and how many stamps they trained on."""
+
+    seconds: float = 0.0
+    n_stamps: int = 0
+
+    def as_dict(self) -> dict[str, float]:
+        """For ``metrics.json``."""
+        per_second = self.n_stamps / self.seconds if self.seconds else 0.0
+        return {"seconds_fit": self.seconds, "train_stamps_per_second": per_second}
+
+
+def fit(
+    trainer: Trainer, vae: VAE, datamodule: StampDataModule, resume: Path | None, pace: Pace
+) -> None:
+    """Train, from a checkpoint if there is one, and add to ``pace``.
+
+    Raises
+    ------
+    InputError
+        The checkpoint is of another model, or Lightning refuses.
+    SystemExit
+        The run was told to stop; it can be resumed.
+    """
+    n_steps_before = 0
+    if resume is not None:
+        refuse_other_shapes(vae, resume)
+        n_steps_before = load_checkpoint(resume)["global_step"]
+    began = time.perf_counter()
+    try:
+        trainer.fit(vae, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    except MisconfigurationException as error:
+        raise InputError(f"the trainer refuses: {' '.join(str(error).split())}") from error
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        sys.exit(128 + signal.SIGINT)
+    pace.seconds += time.perf_counter() - began
+    # the step count is that of the whole run, the time only of this part of it
+    per_rank = min(datamodule.batch_size, len(datamodule.train_rows) // trainer.world_size)
+    n_steps = trainer.global_step - n_steps_before
+    pace.n_stamps += n_steps * per_rank * trainer.world_size
+
+
+def rescue(
+    attempt: Attempt,
+    plan: Plan,
+    datamodule: StampDataModule,
+    run_dir: Path,
+    begin: Callable[[dict[str, Any]], VAE],
+) -> tuple[Attempt, VAE, Path | None]:
+    """Go back to the last healthy state, or to the start, with the settings of ``plan``.
+
+    A healthy state that has been gone back to once is not tried again. The run goes on from
+    ``checkpoints/rescue_N.ckpt``: a rescue is a resumed run with other settings, and can be
+    repeated as one. The best checkpoint of what collapsed is kept as ``collapsed_N.ckpt``.
+
+    Parameters
+    ----------
+    attempt : Attempt
+        The fit that collapsed.
+    plan : Plan
+        What to change.
+    datamodule : StampDataModule
+        Of the run.
+    run_dir : Path
+        Run folder.
+    begin : callable
+        Settings to the model as a run of these settings starts with.
+
+    Returns
+    -------
+    tuple of Attempt, VAE, and Path or None
+        The next fit, its model, and the checkpoint it goes on from.
+    """
+    monitor, folder = attempt.monitor, run_dir / "checkpoints"
+    number = len(monitor.rescues) + 1
+    healthy, best = folder / "healthy.ckpt", folder / "best.ckpt"
+    back = load_checkpoint(healthy) if plan.keeps_weights and healthy.exists() else None
+    from_step = 0 if back is None else back["global_step"]
+    settings = _long_enough(attempt, plan.settings, datamodule, from_step)
+    record = {
+        **monitor.finding(),
+        "from_step": from_step,
+        "kind": plan.kind,
+        "change": changes(attempt.settings, settings),
+        "reason": plan.reason,
+        "forecast_before": _brief(plan.before),
+        "forecast_after": _brief(plan.after),
+    }
+    _say(number, record)
+    following = new_attempt(settings, run_dir, [*monitor.rescues, record])
+    set_length(
+        following.trainer,
+        settings["trainer"],
+        datamodule.steps_per_epoch(following.trainer.world_size),
+    )
+    vae = begin(settings)
+    resume = None
+    if back is not None:
+        carried = carry_over(back, vae)
+        carried["callbacks"][monitor.state_key]["rescues"] = following.monitor.rescues
+        resume = folder / f"rescue_{number}.ckpt"
+        for path in (resume, folder / "last.ckpt"):  # the latter for a run that is killed now
+            AtomicCheckpoints().save_checkpoint(carried, path)
+    healthy.unlink(missing_ok=True)
+    if best.exists():
+        best.replace(folder / f"collapsed_{number}.ckpt")
+    return following, vae, resume
+
+
+def _long_enough(
+    attempt: Attempt, settings: dict[str, Any], datamodule: StampDataModule, from_step: int
+) -> dict[str, Any]:
+    """The settings, with more epochs where less than `SHORTEST_REST` of the run would follow."""
+    per_epoch = datamodule.steps_per_epoch(attempt.trainer.world_size)
+    n_epochs = int(attempt.trainer.fit_loop.max_epochs or 1)
+    done = -(-from_step // per_epoch)
+    rest = -int(-SHORTEST_REST * n_epochs // 1)
+    if done + rest <= n_epochs:
+        return settings
+    log.info("rescue: %d epochs are to follow, so the run becomes %d long", rest, done + rest)
+    return {**settings, "trainer": {**settings["trainer"], "max_epochs": done + rest}}
+
+
+def _brief(foreseen: Outlook) -> dict[str, Any]:
+    """The figures that matter; the whole forecast of the run stands beside its verdict."""
+    keys = ("verdict", "kl_nats", "active_units", "latent_dim", "beta", "threshold",
+            "largest_eigenvalue")  # fmt: skip
+    return {key: foreseen.as_dict()[key] for key in keys}
+
+
+def _say(number: int, record: dict[str, Any]) -> None:
+    foreseen = record["forecast_after"]
+    back = f"step {record['from_step']}, the last healthy" if record["from_step"] else "the start"
+    changed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in record["change"].items())
+    log.warning("rescue %d: back to %s; %s", number, back, changed)
+    log.warning("rescue %d: %s", number, record["reason"])
+    log.warning(
+        "rescue %d: forecast %d of %d units, KL about %.3g nats",
+        number,
+        foreseen["active_units"],
+        foreseen["latent_dim"],
+        foreseen["kl_nats"] or 0.0,
+    )
