@@ -1,0 +1,1 @@
+"""The question that started this project, answered from runs: `scripts/question.py` makes them."""
