@@ -145,9 +145,9 @@ class Row:
 
 
 HEADER = (
-    f"{'':28s} {'left alone':23s} {'rescued':23s} set right\n"
-    f"{'built to collapse by':28s} {'units  KL state':22s}  {'units  KL state':22s} units KL  share  "
-    "ok   changes"
+    f"{'':28s} {'left alone':22s}  {'rescued':22s}  set right\n"
+    f"{'built to collapse by':28s} {'units  KL state':22s}  {'units  KL state':22s}  units KL "
+    "share  ok   changes"
 )
 
 

@@ -140,8 +140,6 @@ def carry_out(
 
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(run, settings[run.name], folder) for run in runs]
-    if n_processes == 1:
-        return {job[0].name: finished(*job) for job in jobs}
     # one thread a run: these networks are too small to share out
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     context = multiprocessing.get_context("spawn")

@@ -40,7 +40,7 @@ def checkpoint() -> dict[str, Any]:
         "optimizer_states": [optimizer.state_dict()],
         "lr_schedulers": [scheduler.state_dict()],
         "callbacks": {"BestCheckpoint{'monitor': 'x'}": {"best": 1}, "CollapseMonitor": {"a": 1}},
-        "vae_astro": {"settings": vae.run_settings},
+        "vae_astro": {"settings": vae.run_settings, "total_steps": 10},
     }
 
 
@@ -74,6 +74,7 @@ def test_moments_go_with_the_likelihood_whose_gradients_they_are_of(
 def test_the_learning_rate_becomes_that_of_the_model(checkpoint: dict[str, Any]) -> None:
     vae = vae_of(GAUSSIAN, lr=1e-5)
     carried = carry_over(checkpoint, vae)
+    vae.on_load_checkpoint(carried)
     optimizer = vae.optim.optimizer(vae)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
     optimizer.load_state_dict(carried["optimizer_states"][0])

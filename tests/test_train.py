@@ -28,8 +28,8 @@ from vae_astro.objective.beta import SCHEDULES
 from vae_astro.run import train
 
 ROOT = Path(__file__).parents[1]
-GROUPS = ("data", "model", "prior", "likelihood", "beta", "optim", "trainer", "collapse", "callbacks",
-          "experiment", "debug")  # fmt: skip
+GROUPS = ("data", "model", "prior", "likelihood", "beta", "optim", "trainer", "collapse",
+          "callbacks", "experiment", "debug")  # fmt: skip
 CHOICES = [
     (group, file.stem)
     for group in GROUPS

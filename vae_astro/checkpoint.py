@@ -201,10 +201,10 @@ def refuse_other_shapes(vae: VAE, path: Path) -> None:
 def carry_over(checkpoint: dict[str, Any], vae: VAE) -> dict[str, Any]:
     """A checkpoint from which ``vae`` goes on, though its objective has other settings.
 
-    Weights, steps, order of the stamps and random state stay. The learning rate becomes that of
-    ``vae``, and the best score is forgotten: bounds of other objectives do not compare. With
-    another likelihood, what that learns starts anew, and so do the optimiser's moments, which are
-    in units of the old gradients. Network and number of trained parameters must be the same.
+    Weights, steps, order of the stamps and random state stay. The best score is forgotten: bounds
+    of other objectives do not compare. With another likelihood, what that learns starts anew, and
+    so do the optimiser's moments, which are in units of the old gradients. Network and number of
+    trained parameters must be the same.
     """
     carried = copy.deepcopy(checkpoint)
     theirs, ours = carried["state_dict"], vae.state_dict()
@@ -213,14 +213,9 @@ def carry_over(checkpoint: dict[str, Any], vae: VAE) -> dict[str, Any]:
         for name, value in ours.items()
     }
     other_likelihood = dict(carried["hyper_parameters"]["likelihood"]) != vae.hparams["likelihood"]
-    for state in carried["optimizer_states"]:
-        if other_likelihood:
+    if other_likelihood:
+        for state in carried["optimizer_states"]:
             state["state"] = {}
-        for group in state["param_groups"]:
-            group["lr"] *= vae.optim.lr / group["initial_lr"]
-            group["initial_lr"] = vae.optim.lr
-    for state in carried["lr_schedulers"]:
-        state["base_lrs"] = [vae.optim.lr] * len(state["base_lrs"])
     carried["callbacks"] = {
         name: state
         for name, state in carried["callbacks"].items()

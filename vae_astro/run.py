@@ -93,6 +93,8 @@ def run_settings(cfg: DictConfig) -> dict[str, Any]:
     if saved is None:
         raise InputError(f"resume={cfg.resume} was not made by train.py; use init_from=")
     resumed = OmegaConf.create(saved)
+    for group in ("collapse", "callbacks"):  # keys that a run of an earlier version does not have
+        resumed[group] = OmegaConf.merge(cfg[group], resumed.get(group, {}))
     for override in HydraConfig.get().overrides.task:
         key = re.sub(r"@.*", "", override.split("=")[0].lstrip("+~")).replace("/", ".")
         if key in ("experiment", "debug"):
@@ -258,14 +260,21 @@ def _planner(
 
 def _circumstances(fitted: _Fitted, best: Path, datamodule: StampDataModule) -> Circumstances:
     """What a verdict may have to point to."""
-    total_steps = fitted.attempt.total_steps(datamodule)
+    monitor, total_steps = fitted.attempt.monitor, fitted.attempt.total_steps(datamodule)
     step = load_checkpoint(best)["global_step"] if best.exists() else total_steps
     return Circumstances(
         total_steps=total_steps,
         judged_step=step if step < total_steps else None,
-        still_rising=still_rising([sum(nats) for nats in fitted.attempt.monitor.kl_per_unit]),
+        still_rising=still_rising([sum(nats) for nats in monitor.kl_per_unit]),
         beta_moves=fitted.vae.schedule.controller is not None,
+        end_state=monitor.health.state if monitor.health else "starting",
+        rescues=tuple(f"{record['kind']}, {_told(record)}" for record in monitor.rescues),
     )
+
+
+def _told(record: dict[str, Any]) -> str:
+    changed = (f"{key}={new}" for key, (_, new) in record["change"].items() if new is not None)
+    return f"{' '.join(changed)} from step {record['from_step']}"
 
 
 def _rescues_behind(resume: Path | None) -> list[dict[str, Any]]:

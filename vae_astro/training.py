@@ -278,7 +278,7 @@ def rescue(
     monitor, folder = attempt.monitor, run_dir / "checkpoints"
     number = len(monitor.rescues) + 1
     healthy, best = folder / "healthy.ckpt", folder / "best.ckpt"
-    back = load_checkpoint(healthy) if plan.keeps_weights and healthy.exists() else None
+    back = load_checkpoint(healthy) if plan.from_healthy and healthy.exists() else None
     from_step = 0 if back is None else back["global_step"]
     settings = _long_enough(attempt, plan.settings, datamodule, from_step)
     record = {

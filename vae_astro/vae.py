@@ -302,6 +302,7 @@ class VAE(LightningModule):
         for group, state in ours.get("state", {}).items():
             if group in self._moving_parts():
                 self._moving_parts()[group].load_state_dict(state)
+        self.optim.take_over(checkpoint)
 
     def _moving_parts(self) -> dict[str, Geco | AggressiveInference]:
         """What training moves beside the weights, by the group of its settings."""

@@ -90,7 +90,7 @@ def test_too_high_a_beta_is_lowered_and_nothing_else() -> None:
     # well below the bound: with twice as much, all units would still live
     doubled = RatePenalty(1.95 * plan.settings["beta"]["end"])
     assert outlook(spectrum_of(settings["likelihood"]), 16, doubled).active_units == 16
-    assert plan.keeps_weights
+    assert plan.from_healthy
 
 
 def test_beta_is_not_lowered_below_the_bound_where_the_bound_will_do() -> None:
@@ -166,6 +166,7 @@ def test_settings_that_are_sound_get_a_gentler_way_there() -> None:
     assert planned(long).settings["beta"]["warmup_fraction"] == 0.8
     assert planned(long).settings["beta"]["start"] == 0.0
     assert "sound" in plan.reason
+    assert not plan.from_healthy  # what lies behind is not to be trusted
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
@@ -213,11 +214,11 @@ def test_logits_keep_no_meaning_as_pixels() -> None:
     faint = EIGENVALUES / 1e3  # of a score whose own threshold is 1
     settings = settings_of("bernoulli")
     plan = plan_rescue(settings, spectrum_of(settings["likelihood"], faint), 16, N_STEPS)
-    assert plan is None or not plan.keeps_weights
+    assert plan is None or not plan.from_healthy
     settings = settings_of("bernoulli", beta=linear(1e4))
     plan = planned(settings, "lower beta")
     assert plan.kind == "learned sigma and lower beta"
-    assert not plan.keeps_weights
+    assert not plan.from_healthy
 
 
 def test_a_plan_leaves_the_settings_as_they_are() -> None:

@@ -224,3 +224,11 @@ def test_what_the_units_follow_closes_the_paragraph() -> None:
 )
 def test_a_kl_that_grows_at_the_end_is_still_rising(history, rising) -> None:
     assert still_rising(history) == rising
+
+
+def test_rescues_and_a_collapsed_end_are_told() -> None:
+    run = Circumstances(1000, 150, end_state="collapsed", rescues=("lower beta, beta.end=8",))
+    told = explain(judged_as(1.0, 0.7), foreseen(spectrum_of(8.0, 4.0), 2, 1.0), None, run)
+    assert "Rescued on the way: lower beta, beta.end=8." in told.paragraph
+    assert "The run itself ended collapsed" in told.paragraph
+    assert "(step 150 of 1000)" in told.paragraph

@@ -22,6 +22,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from vae_astro.collapse.spectrum import Spectrum, measure_spectrum
 from vae_astro.collapse.units import Verdict, verdict_of
@@ -295,9 +296,7 @@ def _settle(spectrum: Spectrum, latent_dim: int, weight: float) -> tuple[np.ndar
     if spectrum.learned_scale:
         scale = spectrum.variance / spectrum.fitting_variance
     for _ in range(SCALE_STEPS):
-        gram = roots[:, None] * np.tensordot(1 / scale, spectrum.overlap, axes=1) * roots
-        values, vectors = np.linalg.eigh(gram)
-        values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+        values, vectors = _principal(roots, spectrum.overlap, scale)
         if not spectrum.learned_scale:
             break
         leading = values[:latent_dim]
@@ -313,6 +312,20 @@ def _settle(spectrum: Spectrum, latent_dim: int, weight: float) -> tuple[np.ndar
         if done:
             break
     return values, scale
+
+
+def _principal(
+    roots: np.ndarray, overlap: np.ndarray, scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (Q,), descending, and eigenvectors (Q, Q) with bands of other variances."""
+    if len(scale) == 1:  # one variance for all pixels turns nothing
+        return roots**2 / scale[0], np.eye(len(roots))
+    gram = roots[:, None] * np.tensordot(1 / scale, overlap, axes=1) * roots
+    with threadpool_limits(
+        1
+    ):  # on busy cores threads cost a small matrix a thousand times its work
+        values, vectors = np.linalg.eigh(gram)
+    return np.maximum(values[::-1], 0), vectors[:, ::-1]
 
 
 def _weight_at_capacity(

@@ -97,7 +97,7 @@ def measure_information(
     correlation matrix R of the draws' normal scores, :math:`-\tfrac12\ln\det R`, less what it
     would be by chance for independent units.
 
-    Bias: a unit is understated as its information comes near :math:`\ln N` (by 0.03 nats at 3, 0.1
+    Bias: a unit is understated as its information comes near :math:`\ln N` (by 0.05 nats at 3, 0.1
     at 4, 0.2 at 5 with 512 stamps). T knows monotone dependence of pairs only, so the sum is
     overstated where units depend on each other otherwise. The result is kept between 0 and the KL.
 

@@ -1,14 +1,15 @@
 """What to change in a run that collapsed: as little as the forecast says is enough.
 
 Nothing is done here. `plan_rescue` looks at the settings and the spectrum of the stamps and names
-the next change; the run goes back to its last healthy state, or to its start, and goes on with it.
+the next change.
 
 What the forecast condemns is mended first, in this order: a lower final beta, a learned standard
-deviation in place of one that is given, both, free bits. Where the forecast finds the settings
-sound and the code collapsed all the same, the way there was at fault (a decoder that learnt to do
-without the code, a warm-up too short, steps too long), of which the forecast knows nothing: free
-bits with a longer warm-up, then a smaller learning rate, then a learned standard deviation, then a
-lower beta. No change is made twice.
+deviation in place of one that is given, both, free bits; and the run goes on from its last healthy
+state. Where the forecast finds the settings sound and the code collapsed all the same, the way
+there was at fault, of which the forecast knows nothing: a decoder that learnt to do without the
+code, a warm-up too short, steps too long. Then free bits and a longer warm-up are tried, a smaller
+learning rate, a learned standard deviation, a lower beta; and the run starts over, since what lies
+behind it is not to be trusted. No change is made twice.
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ class Plan:
         For a person.
     before, after : Outlook
         Forecast of the run as it is, and as planned.
-    keeps_weights : bool
-        Whether the weights of a healthy state keep their meaning.
+    from_healthy : bool
+        Whether to go on from the last healthy state; else the run starts over, because the way
+        there was at fault or the weights would lose their meaning.
     """
 
     kind: str
@@ -72,7 +74,7 @@ class Plan:
     reason: str
     before: Outlook
     after: Outlook
-    keeps_weights: bool
+    from_healthy: bool
 
 
 def outlook_set_right(spectrum: Spectrum, latent_dim: int) -> Outlook:
@@ -120,10 +122,10 @@ def plan_rescue(
     for kind, changed, reason in _candidates(settings, view, before):
         after = view.outlook_of(changed)
         if kind not in tried and changed != settings and view.is_enough(after):
-            keeps = settings["likelihood"]["name"] == changed["likelihood"]["name"] or (
-                settings["likelihood"]["name"] != "bernoulli"  # its decoder draws logits
-            )
-            return Plan(kind, changed, reason, before, after, keeps)
+            was, is_ = settings["likelihood"]["name"], changed["likelihood"]["name"]
+            logits_become_pixels = was == "bernoulli" != is_
+            from_healthy = not view.is_enough(before) and not logits_become_pixels
+            return Plan(kind, changed, reason, before, after, from_healthy)
     return None
 
 

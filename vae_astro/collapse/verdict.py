@@ -100,12 +100,18 @@ class Circumstances:
         Whether the KL was still growing when the run ended.
     beta_moves : bool
         Whether a controller sets beta, so that a forecast knows only where it starts.
+    end_state : str
+        The monitor's at the end of the run.
+    rescues : tuple of str
+        What was changed on the way, in words, one for each rescue.
     """
 
     total_steps: int
     judged_step: int | None = None
     still_rising: bool = False
     beta_moves: bool = False
+    end_state: str = "healthy"
+    rescues: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,13 @@ def explain(
         "full": f"Full collapse: {verdict.figures}; the code says nothing about the stamps.",
     }[verdict.verdict]
     parts = [happened]
+    if circumstances.rescues:
+        parts.append(f"Rescued on the way: {'; '.join(circumstances.rescues)}.")
+    if circumstances.end_state == "collapsed" and verdict.verdict != "full":
+        parts.append(
+            "The run itself ended collapsed; this is its best checkpoint, from before"
+            f"{_at_step(circumstances)}."
+        )
     if foreseen is not None:
         parts.append(_compare(verdict, foreseen, circumstances))
     cause = change = None
@@ -173,6 +186,10 @@ def still_rising(kl_nats: Sequence[float]) -> bool:
         return False
     before = kl_nats[-1 - max(1, len(kl_nats) // 5)]
     return kl_nats[-1] > max(RISES * before, 1e-3)
+
+
+def _at_step(run: Circumstances) -> str:
+    return "" if run.judged_step is None else f" (step {run.judged_step} of {run.total_steps})"
 
 
 AGREES = 0.35

@@ -60,6 +60,15 @@ class Optim:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name]
         return kind(module.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
 
+    def take_over(self, checkpoint: dict[str, Any]) -> None:
+        """Give a saved optimiser and its schedule this learning rate, in place."""
+        for state in checkpoint.get("optimizer_states", []):
+            for group in state["param_groups"]:
+                group["lr"] *= self.lr / group["initial_lr"]
+                group["initial_lr"] = self.lr
+        for state in checkpoint.get("lr_schedulers", []):
+            state["base_lrs"] = [self.lr] * len(state["base_lrs"])
+
     def factor(self, step: int, total_steps: int) -> float:
         """Share of ``lr`` at ``step`` of a run of ``total_steps``."""
         rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
