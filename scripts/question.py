@@ -77,9 +77,7 @@ def write(cfg: DictConfig) -> None:
         classes={data: found.composition for data, found in maps.items()},
     )
     save(answer, out, maps)
-    print(
-        f"{len(runs)} runs and {len(maps)} planes in {(time.perf_counter() - began) / 60:.1f} min"
-    )
+    print(f"{len(runs) + len(maps)} runs in {(time.perf_counter() - began) / 60:.1f} min")
 
 
 def roots_of(cfg: DictConfig) -> dict[str, tuple[str, ...]]:

@@ -280,6 +280,8 @@ def test_page_answers_in_five_lines_and_then_shows() -> None:
     assert "6 of 12 pairs are left without a unit, 0 with fewer" in text
     answers = [line for line in text.splitlines() if line[:2] in ("1.", "2.", "3.", "4.", "5.")]
     assert len(answers) == 5
+    assert "too short to learn" not in text
+    assert "too short to learn" in page(replace(answer(), size="small"))
     assert text.index(answers[-1]) < text.index("| fault |") < text.index("question_repairs.png")
 
 

@@ -34,6 +34,11 @@ def page(answer: Answer) -> str:
             "way, Adam at 1e-4, two latent units, mean squared error. Every figure on this page "
             f"was measured by `{command(answer)}`.",
             "",
+            *(
+                ["**Runs too short to learn: this page only shows that the command works.**", ""]
+                if answer.size != "full"
+                else []
+            ),
             "## The answer",
             "",
         ],
