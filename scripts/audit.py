@@ -1,0 +1,191 @@
+"""Look for faults in any VAE, by experiments on it.
+
+python scripts/audit.py target=package.module:Class [target_args.key=value ...] [out=FILE.json]
+python scripts/audit.py checkpoint=runs/NAME
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from vae_astro.folders import register_resolvers
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vae_astro import VAE
+
+register_resolvers()
+
+N_SIMULATED = 200
+"""Stamps that are drawn where none are given, a few seconds' worth."""
+
+
+@hydra.main(config_path="../conf", config_name="audit", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Audit ``target`` or ``checkpoint`` and print what is found."""
+    from vae_astro.collapse.audit import audit
+    from vae_astro.errors import InputError
+
+    if "n_stamps" in cfg.data and not _typed("data.n_stamps"):
+        cfg.data.n_stamps = N_SIMULATED
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    try:
+        if (settings["target"] is None) == (settings["checkpoint"] is None):
+            raise InputError(
+                "give either target=package.module:Class or checkpoint=runs/NAME, and not both"
+            )
+        out = _writable(settings["out"])
+        model: nn.Module
+        if settings["checkpoint"] is not None:
+            model, data = _trained(settings)
+            stamps = _stamps(data, settings, model.stamp_shape)
+        else:
+            import torch
+
+            from vae_astro.settings import check_int
+
+            torch.manual_seed(check_int("seed", settings["seed"], minimum=0))
+            model = _made("target", settings["target"], settings["target_args"])
+            stamps = _stamps(settings["data"], settings)
+        loss = None if settings["loss"] is None else _found("loss", settings["loss"])
+        report = audit(model, stamps, loss=loss)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(report)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def _typed(key: str) -> bool:
+    """Whether the user gave this key, or one below it."""
+    given = (each.lstrip("+~").split("=")[0] for each in HydraConfig.get().overrides.task)
+    return any(f"{each}.".startswith(f"{key}.") for each in given)
+
+
+def _trained(settings: dict[str, Any]) -> tuple[VAE, dict[str, Any]]:
+    """The model of a checkpoint, and the data settings of its run unless others were typed."""
+    from vae_astro import VAE
+    from vae_astro.checkpoint import find_checkpoint, load_checkpoint
+    from vae_astro.errors import InputError
+
+    try:
+        path = find_checkpoint("init_from", settings["checkpoint"])
+    except InputError as error:
+        raise InputError(str(error).replace("init_from=", "checkpoint=")) from error
+    saved = load_checkpoint(path)["vae_astro"]["settings"]
+    vae = VAE.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    data = settings["data"] if _typed("data") or saved is None else saved["data"]
+    # as it was trained
+    return vae, {**data, "normalize": dict(vae.hparams["normalize"] or {})}
+
+
+def _stamps(
+    data: dict[str, Any], settings: dict[str, Any], shape: tuple[int, ...] | None = None
+) -> Tensor:
+    """The first normalised stamps (N, C, H, W) of the data group, spread over its store."""
+    import numpy as np
+
+    from vae_astro.data.datamodule import StampDataModule
+    from vae_astro.errors import InputError
+    from vae_astro.settings import check_int
+
+    n_stamps = check_int("n_audited", settings["n_audited"], minimum=2)
+    if shape is not None:
+        data = {**data, "size": shape[1]}
+    module = StampDataModule(**data, progress=False)
+    module.prepare_data()
+    module.setup()
+    rows = np.arange(len(module.store))
+    n_stamps = min(n_stamps, len(rows))
+    chosen = rows[:: max(1, len(rows) // n_stamps)][:n_stamps]
+    module.batch_size = n_stamps
+    stamps: Tensor = next(iter(module.in_order(chosen)))["image"]
+    if shape is not None and tuple(stamps.shape[1:]) != shape:
+        raise InputError(
+            f"the stamps have shape {tuple(stamps.shape[1:])}, the checkpoint takes {shape}; give "
+            "data=... with its bands"
+        )
+    return stamps
+
+
+def _found(key: str, name: object) -> Any:
+    """What ``package.module:name`` names, looked for in the working directory too."""
+    from vae_astro.errors import InputError
+
+    if not isinstance(name, str) or name.count(":") != 1 or not all(name.split(":")):
+        raise InputError(f"{key} must look like package.module:Class, got {name!r}")
+    module_name, attribute = name.split(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:  # a module may raise anything while it is imported
+        raise InputError(
+            f"{key}={name}: cannot import {module_name}: {type(error).__name__}: {error}"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise InputError(f"{key}={name}: {module_name} has no {attribute}")
+        found = getattr(found, part)
+    return found
+
+
+def _made(key: str, name: str, arguments: dict[str, Any] | None) -> nn.Module:
+    """The model that a class or function makes, or that stands under the name itself."""
+    from torch import nn
+
+    from vae_astro.errors import InputError
+
+    found = _found(key, name)
+    model = found
+    if not isinstance(found, nn.Module):
+        if not callable(found):
+            raise InputError(f"{key}={name} is a {type(found).__name__}, not a class or function")
+        try:
+            model = found(**(arguments or {}))
+        except Exception as error:  # a constructor may raise anything
+            try:
+                needs = f"; it is called as {name.split(':')[1]}{inspect.signature(found)}"
+            except (TypeError, ValueError):
+                needs = ""
+            raise InputError(
+                f"{key}={name} cannot be made: {type(error).__name__}: {error}{needs}: give "
+                f"{key}_args.name=value"
+            ) from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{key}={name} makes a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _writable(out: object) -> Path | None:
+    from vae_astro.errors import InputError
+    from vae_astro.settings import check_text
+
+    if out is None:
+        return None
+    path = Path(check_text("out", out)).expanduser()
+    if path.is_dir():
+        raise InputError(f"out={out} is a folder; give a file")
+    return path
+
+
+if __name__ == "__main__":
+    # arguments of a model that is not known here: Hydra wants such keys to be marked as new
+    sys.argv[1:] = [f"++{arg}" if arg.startswith("target_args.") else arg for arg in sys.argv[1:]]
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped")
