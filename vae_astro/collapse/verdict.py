@@ -202,7 +202,7 @@ def _compare(verdict: CollapseVerdict, foreseen: Forecast, run: Circumstances) -
         return "Without a weight on the KL nothing was forecast of it."
     told = (
         f"Forecast before training: {_WORDS[end.verdict]}, {end.kl_nats:.3g} nats in "
-        f"{end.active_units} units"
+        f"{end.active_units} {'unit' if end.active_units == 1 else 'units'}"
     )
     if run.beta_moves:
         return f"{told} at the beta where it starts; the run has moved beta since."

@@ -144,11 +144,19 @@ def gradients_reach_encoder(bench: Bench) -> list[Finding]:
         by_unit = _gradient(recon, weights, [code])[0]
         parameters = bench.parameters()
         decoder_only = _moved(_gradient(recon, weights, parameters))
-        through = _moved(_gradient(_recon(bench, n, None), weights, bench.parameters()))
+        gradients = _gradient(_recon(bench, n, None), weights, parameters)
+        through = _moved(gradients)
     bench.facts["decoder_weights"] = sum(parameters[k].numel() for k in decoder_only)
     strength = torch.zeros(bench.subject.latent_dim) if by_unit is None else _per_unit(by_unit)
     silent = (strength <= 1e-12 * strength.max()).nonzero().flatten().tolist()
     findings = []
+    broken = sum(each is not None and not bool(each.isfinite().all()) for each in gradients)
+    if broken:
+        measured = (
+            f"the gradient of the finite output is NaN or infinite at {broken} of "
+            f"{len(parameters)} weight tensors"
+        )
+        return [Finding.of("not-finite", measured)]
     if len(silent) == len(strength):
         measured = f"the gradient of the output is zero at all {len(strength)} latent units"
         return [Finding.of("gradient-cut", measured)]

@@ -42,15 +42,24 @@ AT_THE_END = 1e-3
 def encoder_tells_stamps_apart(bench: Bench) -> list[Finding]:
     """Different stamps must have different posteriors."""
     n = min(len(bench.stamps), 64)
-    reading = bench.read(n)
-    if reading.mean is None:
-        raise Untestable("the model hands out no posterior")
-    parts = [each for each in (reading.mean, reading.spread) if each is not None]
-    changes = [relative_change(each, each[:1].expand_as(each)) for each in parts]
-    if max(changes) > ROUNDING:
-        return []
-    measured = f"{n} stamps: their posteriors differ by {max(changes):.1e} of their size"
-    return [Finding.of("encoder-ignores-input", measured)]
+    for training in (False, True):
+        bench.module.train(training)
+        reading = bench.read(n)
+        if reading.mean is None:
+            raise Untestable("the model hands out no posterior")
+        parts = [each for each in (reading.mean, reading.spread) if each is not None]
+        changes = [relative_change(each, each[:1].expand_as(each)) for each in parts]
+        if max(changes) <= ROUNDING:
+            mode = "training" if training else "evaluation"
+            measured = (
+                f"{n} stamps in {mode} mode: their posteriors differ by {max(changes):.1e} of "
+                "their size"
+            )
+            return [Finding.of("encoder-ignores-input", measured)]
+    if len(parts) == 2 and relative_change(*parts) <= ROUNDING:
+        measured = f"mean and log-variance of {n} stamps are the same numbers"
+        return [Finding.of("log-var-copies-mean", measured)]
+    return []
 
 
 def stamps_keep_apart(bench: Bench) -> list[Finding]:

@@ -116,6 +116,12 @@ CATALOGUE: dict[str, Entry] = {
         "Look for a dead or saturated layer, a wrong axis or an input that is overwritten.",
         ("output-ignores-input", "code-too-narrow"),
     ),
+    "log-var-copies-mean": Entry(
+        "serious",
+        "One number cannot be both: a stamp far from the origin gets a wide posterior, one near it "
+        "a width of 1.",
+        "A layer of its own for the log-variance, or twice the width and chunk(2, dim=1).",
+    ),
     "dead-bottleneck": Entry(
         "fatal",
         "Hidden units before the code that are the same for every stamp carry nothing, and a dead "
@@ -220,7 +226,8 @@ CATALOGUE: dict[str, Entry] = {
     "kl-weight-collapses": Entry(
         "fatal",
         "Where beta * s2 is not below the largest eigenvalue of the stamps' covariance, the "
-        "collapsed state is the optimum of a linear model and stable for any: collapse is certain.",
+        "collapsed state is the optimum of a linear model and stable for any: collapse is certain "
+        "on such stamps.",
         "Sum the squared error over pixels and the KL over units, learn sigma, and keep beta = 1; "
         "or lower the KL's weight by the factor that is measured here.",
     ),
@@ -268,6 +275,13 @@ CATALOGUE: dict[str, Entry] = {
         "fatal",
         "The loss falls when the output moves away from the stamps.",
         "Minimise the error, or minus the log-density.",
+    ),
+    "loss-without-minimum": Entry(
+        "fatal",
+        "The loss falls without end as an output grows, so outputs run away and the KL is nothing "
+        "beside them.",
+        "Cross-entropy is for pixels between 0 and 1 (data.normalize.stretch=minmax); elsewhere "
+        "the squared error or a Gaussian.",
     ),
     "loss-mixes-stamps": Entry(
         "serious",

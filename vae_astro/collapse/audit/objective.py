@@ -34,6 +34,8 @@ POSITIVE = (0.3, 0.5, 0.7, 1.5, 2.0, 3.0)
 """... and where the loss wants a standard deviation, which is never negative."""
 FEWEST, MOST = 48, 256
 """Stamps in a batch."""
+RUNAWAYS = 0.01
+"""Share of the pixels without a minimum from which that is a finding."""
 N_DRAWS = 32
 """Draws of a KL that is estimated from samples of the code."""
 TOLERANCE = 0.12
@@ -99,6 +101,13 @@ def weight_leaves_code_alive(bench: Bench) -> list[Finding]:
     curvature, pull = loss.around_mean_stamp()
     if not bool(curvature.any()) and not bool(pull.any()):
         return [Finding.of("reconstruction-missing", "no gradient of the loss reaches the output")]
+    away = loss.pushed_away()
+    if away > RUNAWAYS:
+        measured = (
+            f"for {100 * away:.3g} % of the pixels the loss still falls where the output is a "
+            "thousand times the stamps' range away"
+        )
+        return [Finding.of("loss-without-minimum", measured)]
     sharpness = float(curvature.mean())
     if sharpness <= 0:
         measured = (
@@ -269,6 +278,18 @@ class _Loss:
             if bool(curvature.isfinite().all()) and bool(pull.isfinite().all()):
                 return curvature, pull
         raise Untestable("the loss is not finite, or raises, around the mean stamp")
+
+    def pushed_away(self) -> float:
+        """Share of the pixels for which the loss falls as the output goes away from all stamps."""
+        low, high = self.stamps.aminmax()
+        far = 1e3 * (high - low)
+        try:
+            above = self._gradient("recon", recon=self._recon(far)) < 0
+            below = self._gradient("recon", recon=self._recon(-far)) > 0
+        except (RuntimeError, ValueError):  # out of the range of a cross-entropy
+            return 0.0
+        # on both sides the sign is wrong, and `around_mean_stamp` tells
+        return 0.0 if bool((above & below).all()) else float((above ^ below).double().mean())
 
     def learns_scale(self) -> bool:
         """Whether training adapts the weight of the residuals."""
