@@ -18,6 +18,7 @@ register_resolvers()
 def main(cfg: DictConfig) -> None:
     """Forecast one run from its stamps and settings."""
     import json
+    import time
     from pathlib import Path
 
     from vae_astro.collapse.forecast import forecast_run
@@ -43,6 +44,7 @@ def main(cfg: DictConfig) -> None:
         build("likelihood", LIKELIHOODS, settings["likelihood"], n_bands=1)
         datamodule.prepare_data()
         datamodule.setup()
+        began = time.perf_counter()
         foreseen = forecast_run(
             datamodule.training_sample(n_stamps),
             build(
@@ -58,6 +60,7 @@ def main(cfg: DictConfig) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    print(f"read and measured in {time.perf_counter() - began:.1f} s")
     print(forecast_table(foreseen, model=settings["model"]["name"]))
     if cfg.out:
         Path(cfg.out).write_text(json.dumps(foreseen.as_dict(), indent=2) + "\n")
