@@ -16,10 +16,12 @@ from vae_astro.collapse.audit.findings import Untestable
 from vae_astro.collapse.audit.losses import Objective
 from vae_astro.collapse.audit.outputs import Reading
 
-__all__ = ["ROUNDING", "Bench", "Evidence", "preserved", "reach", "relative_change"]
+__all__ = ["INDEPENDENT", "ROUNDING", "Bench", "Evidence", "preserved", "reach", "relative_change"]
 
 ROUNDING = 1e-6
 """Relative change below which two float32 results count as the same."""
+INDEPENDENT = 1e-7
+"""Relative change up to which nothing at all depends: a deep network at its start passes little."""
 N_STEPS = 44
 """Of `reach`; the step then has grown by eight orders of magnitude."""
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vae_astro.collapse.audit.bench import (
+    INDEPENDENT,
     ROUNDING,
     Bench,
     preserved,
@@ -63,7 +64,7 @@ def code_changes_output(bench: Bench) -> list[Finding]:
         codes = bench.codes(n, scale)
         changes.append(relative_change(_recon(bench, n, codes), _recon(bench, n, codes.roll(1, 0))))
     bench.facts["output_change_with_code"] = changes[0]
-    if max(changes) > ROUNDING:
+    if max(changes) > INDEPENDENT:
         return []
     return [
         Finding.of(
@@ -101,7 +102,7 @@ def input_changes_output(bench: Bench) -> list[Finding]:
     second = bench.subject.run(bench.few(n).roll(1, 0)).recon
     assert second is not None
     change = relative_change(first, second)
-    if change > ROUNDING:
+    if change > INDEPENDENT:
         return []
     measured = f"other stamps, the same noise: the output differs by {change:.1e} of its size"
     return [Finding.of("output-ignores-input", measured)]

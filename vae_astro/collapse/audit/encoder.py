@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vae_astro.collapse.audit.bench import (
+    INDEPENDENT,
     ROUNDING,
     Bench,
     preserved,
@@ -49,7 +50,7 @@ def encoder_tells_stamps_apart(bench: Bench) -> list[Finding]:
             raise Untestable("the model hands out no posterior")
         parts = [each for each in (reading.mean, reading.spread) if each is not None]
         changes = [relative_change(each, each[:1].expand_as(each)) for each in parts]
-        if max(changes) <= ROUNDING:
+        if max(changes) <= INDEPENDENT:
             mode = "training" if training else "evaluation"
             measured = (
                 f"{n} stamps in {mode} mode: their posteriors differ by {max(changes):.1e} of "
