@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from vae_astro.errors import InputError
+from vae_astro.model.continuous_bernoulli import langevin, log_sinhc
 from vae_astro.settings import check_choice, check_number
 
 __all__ = [
@@ -334,7 +335,7 @@ class Bernoulli(Likelihood):
             )
         if self.kind == "continuous":
             # the same as x logit - log(...) of the paper, written around x = 1/2: no overflow
-            log_density = output * (image - 0.5) - _log_sinhc(0.5 * output)
+            log_density = output * (image - 0.5) - log_sinhc(0.5 * output)
         else:
             log_density = -F.binary_cross_entropy_with_logits(output, image, reduction="none")
         return _sum_good(log_density, mask)
@@ -342,7 +343,7 @@ class Bernoulli(Likelihood):
     def location(self, output: Tensor) -> Tensor:
         """Mean of the density."""
         if self.kind == "continuous":
-            return 0.5 + 0.5 * _langevin(0.5 * output)
+            return 0.5 + 0.5 * langevin(0.5 * output)
         return output.sigmoid()
 
 
@@ -388,29 +389,6 @@ LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
 def _sum_good(values: Tensor, mask: Tensor) -> Tensor:
     """Sum of ``values`` (B, C, H, W) over the pixels of ``mask``, shape (B,)."""
     return values.where(mask, values.new_zeros(())).flatten(1).sum(1)
-
-
-SERIES_BELOW = 0.1
-"""Argument below which the closed forms lose digits and a Taylor series does not."""
-
-
-def _log_sinhc(a: Tensor) -> Tensor:
-    """``log(sinh(a) / a)``, accurate for every ``a``; torch's own clamps and is not normalised."""
-    # not of |a|: its derivative at 0 would take the curvature away there
-    square = a.square().clamp(max=SERIES_BELOW**2)
-    a = a.abs()
-    safe = a.where(a > SERIES_BELOW, a.new_ones(()))
-    large = safe + torch.log(-torch.expm1(-2 * safe)) - torch.log(2 * safe)
-    series = square / 6 - square**2 / 180 + square**3 / 2835 - square**4 / 37800
-    return torch.where(a > SERIES_BELOW, large, series)
-
-
-def _langevin(a: Tensor) -> Tensor:
-    """``coth(a) - 1 / a``, the derivative of `_log_sinhc`."""
-    small = a.clamp(-SERIES_BELOW, SERIES_BELOW)
-    series = small / 3 - small**3 / 45 + 2 * small**5 / 945 - small**7 / 4725
-    safe = a.where(a.abs() > SERIES_BELOW, a.new_ones(()))
-    return torch.where(a.abs() > SERIES_BELOW, 1 / safe.tanh() - 1 / safe, series)
 
 
 def _gaussian_log_prob(residual: Tensor, std: Tensor, mask: Tensor) -> Tensor:
