@@ -34,7 +34,6 @@ N_SIMULATED = 200
 @hydra.main(config_path="../conf", config_name="audit", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Audit ``target`` or ``checkpoint`` and print what is found."""
-    from vae_astro.collapse.audit import audit
     from vae_astro.errors import InputError
 
     if "n_stamps" in cfg.data and not _typed("data.n_stamps"):
@@ -46,27 +45,25 @@ def main(cfg: DictConfig) -> None:
                 "give either target=package.module:Class or checkpoint=runs/NAME, and not both"
             )
         out = _writable(settings["out"])
+        loss = None if settings["loss"] is None else _found("loss", settings["loss"])
         model: nn.Module
         if settings["checkpoint"] is not None:
             model, data = _trained(settings)
             stamps = _stamps(data, settings, model.stamp_shape)
         else:
-            import torch
-
-            from vae_astro.settings import check_int
-
-            torch.manual_seed(check_int("seed", settings["seed"], minimum=0))
-            model = _made("target", settings["target"], settings["target_args"])
+            model = _made(settings["target"], settings["target_args"], settings["seed"])
             stamps = _stamps(settings["data"], settings)
-        loss = None if settings["loss"] is None else _found("loss", settings["loss"])
+
+        from vae_astro.collapse.audit import audit
+
         report = audit(model, stamps, loss=loss)
-    except InputError as error:
+        print(report)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    except (InputError, OSError) as error:  # a folder that cannot be written to
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(report)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def _typed(key: str) -> bool:
@@ -143,17 +140,21 @@ def _found(key: str, name: object) -> Any:
     return found
 
 
-def _made(key: str, name: str, arguments: dict[str, Any] | None) -> nn.Module:
+def _made(name: str, arguments: dict[str, Any] | None, seed: object) -> nn.Module:
     """The model that a class or function makes, or that stands under the name itself."""
+    found = _found("target", name)
+
+    import torch
     from torch import nn
 
     from vae_astro.errors import InputError
+    from vae_astro.settings import check_int
 
-    found = _found(key, name)
+    torch.manual_seed(check_int("seed", seed, minimum=0))
     model = found
     if not isinstance(found, nn.Module):
         if not callable(found):
-            raise InputError(f"{key}={name} is a {type(found).__name__}, not a class or function")
+            raise InputError(f"target={name} is a {type(found).__name__}, not a class or function")
         try:
             model = found(**(arguments or {}))
         except Exception as error:  # a constructor may raise anything
@@ -162,11 +163,11 @@ def _made(key: str, name: str, arguments: dict[str, Any] | None) -> nn.Module:
             except (TypeError, ValueError):
                 needs = ""
             raise InputError(
-                f"{key}={name} cannot be made: {type(error).__name__}: {error}{needs}: give "
-                f"{key}_args.name=value"
+                f"target={name} cannot be made: {type(error).__name__}: {error}{needs}: give "
+                "target_args.name=value"
             ) from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"{key}={name} makes a {type(model).__name__}, not a torch.nn.Module")
+        raise InputError(f"target={name} makes a {type(model).__name__}, not a torch.nn.Module")
     return model
 
 

@@ -125,11 +125,11 @@ def test_target_that_cannot_be_made_is_told_with_the_next_step(
     script, here, target, arguments, message
 ):
     with pytest.raises(InputError, match=message):
-        script._made("target", target, arguments)
+        script._made(target, arguments, 0)
 
 
 def test_target_may_be_a_model_that_stands_ready(script, here):
-    model = script._made("target", "mine:ready", {})
+    model = script._made("mine:ready", {}, 0)
     assert model.encoder.in_features == 400
 
 
