@@ -76,12 +76,8 @@ def _trained(settings: dict[str, Any]) -> tuple[VAE, dict[str, Any]]:
     """The model of a checkpoint, and the data settings of its run unless others were typed."""
     from vae_astro import VAE
     from vae_astro.checkpoint import find_checkpoint, load_checkpoint
-    from vae_astro.errors import InputError
 
-    try:
-        path = find_checkpoint("init_from", settings["checkpoint"])
-    except InputError as error:
-        raise InputError(str(error).replace("init_from=", "checkpoint=")) from error
+    path = find_checkpoint("checkpoint", settings["checkpoint"])
     saved = load_checkpoint(path)["vae_astro"]["settings"]
     vae = VAE.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     data = settings["data"] if _typed("data") or saved is None else saved["data"]

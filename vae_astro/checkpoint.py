@@ -46,8 +46,8 @@ def find_checkpoint(key: str, path: str) -> Path:
     Parameters
     ----------
     key : str
-        ``resume``, which takes a run's last checkpoint, or ``init_from``, which takes its best, or
-        the last of a run that was stopped before its first validation.
+        ``resume``, which takes a run's last checkpoint, or ``init_from`` or ``checkpoint``, which
+        take its best, or the last of a run that was stopped before its first validation.
     path : str
         File, run folder or its ``checkpoints`` folder.
 
@@ -57,7 +57,7 @@ def find_checkpoint(key: str, path: str) -> Path:
         If there is none.
     """
     given = Path(check_text(key, path)).expanduser()
-    names = {"resume": ("last.ckpt",), "init_from": ("best.ckpt", "last.ckpt")}[key]
+    names = ("last.ckpt",) if key == "resume" else ("best.ckpt", "last.ckpt")
     folders = (given / "checkpoints", given)
     for candidate in (given, *(folder / name for name in names for folder in folders)):
         if candidate.is_file():
