@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vae_astro.collapse.meaning import explain_code
-from vae_astro.data.alerts import AlertReader
+from vae_astro.data.sources.alerts import AlertReader
 from vae_astro.data.normalize import Normalizer, measure_sky
 from vae_astro.data.store import StampStore, open_or_pack
 from vae_astro.evaluate.properties import PROPERTIES, measure_properties

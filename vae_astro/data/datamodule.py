@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from lightning import LightningDataModule
 
-from vae_astro.data.alerts import AlertReader
+from vae_astro.data.sources.alerts import AlertReader
 from vae_astro.data.augment import N_SYMMETRIES
 from vae_astro.data.batches import Batch, Draw, EpochSampler, InOrder, StampDataset, StampLoader
-from vae_astro.data.fits import FitsReader
+from vae_astro.data.sources.fits import FitsReader
 from vae_astro.data.normalize import Normalizer
 from vae_astro.data.simulate import simulate
 from vae_astro.data.stamp import LARGEST_STAMP, SMALLEST_STAMP, StampReader

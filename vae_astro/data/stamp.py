@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -14,7 +11,7 @@ __all__ = [
     "SMALLEST_STAMP",
     "Reject",
     "Stamp",
-    "StampReader",
+    "StampBlock",
     "fit_to_size",
     "plausible_seeing",
 ]
@@ -49,6 +46,9 @@ class Stamp:
         Class name, empty where unknown.
     seeing : float
         Full width at half maximum of a point source in pixels, NaN where unknown.
+    noise : ndarray, shape (C, H, W), float32, optional
+        Standard deviation of each pixel in the unit of ``pixels``, from the error, variance or
+        weight plane that came with them; NaN or infinite where the pixel says nothing.
     """
 
     pixels: np.ndarray = field(repr=False)
@@ -59,6 +59,39 @@ class Stamp:
     dec: float = float("nan")
     label: str = ""
     seeing: float = float("nan")
+    noise: np.ndarray | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class StampBlock:
+    """Stamps of one shape, read together: the columns are those of `Stamp`, one entry a stamp.
+
+    Readers that handle many stamps at once hand them on as blocks; nothing loops over them.
+
+    Attributes
+    ----------
+    pixels : ndarray, shape (N, C, H, W), float32
+        As in `Stamp`. A reader may use the memory again once the block was taken.
+    id, object_id, source, label : list of str
+        Of each stamp.
+    ra, dec, seeing : ndarray, shape (N,), float64
+        Of each stamp.
+    noise : ndarray, shape (N, C, H, W), float32, optional
+        As in `Stamp`.
+    """
+
+    pixels: np.ndarray = field(repr=False)
+    id: list[str]
+    object_id: list[str]
+    source: list[str]
+    label: list[str]
+    ra: np.ndarray
+    dec: np.ndarray
+    seeing: np.ndarray
+    noise: np.ndarray | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
 
 
 @dataclass(frozen=True)
@@ -78,24 +111,6 @@ class Reject:
     source: str
     reason: str
     detail: str
-
-
-class StampReader(Protocol):
-    """What the store asks of a shape that stamps come in.
-
-    A reader is a frozen dataclass of plain values: its ``repr`` is part of the store's key, so a
-    change of any setting makes a new store.
-    """
-
-    @property
-    def band_names(self) -> tuple[str, ...] | None:
-        """Names of the bands, or None if only the files can tell how many there are."""
-
-    def find(self, root: Path) -> list[Path]:
-        """Every file below ``root`` that this reader claims, in sorted order."""
-
-    def read(self, path: Path, root: Path) -> Iterator[Stamp | Reject]:
-        """All stamps of one file; a bad file or stamp becomes a `Reject`, never an exception."""
 
 
 def plausible_seeing(fwhm: float) -> float:

@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from vae_astro.data.files import (
+from vae_astro.data.sources.files import (
     RefusedError,
     as_reject,
     check_file,

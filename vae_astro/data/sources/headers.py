@@ -17,7 +17,7 @@ import numpy as np
 from astropy import log as astropy_log
 from astropy.io import fits
 
-from vae_astro.data.files import RefusedError
+from vae_astro.data.sources.files import RefusedError
 from vae_astro.data.stamp import plausible_seeing
 
 __all__ = [

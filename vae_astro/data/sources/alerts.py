@@ -14,9 +14,9 @@ from typing import Any
 import fastavro
 import numpy as np
 
-from vae_astro.data.files import RefusedError, as_reject, check_file, find_files, source_name
-from vae_astro.data.fits import FITS_SUFFIXES, first_image
-from vae_astro.data.headers import sky_position
+from vae_astro.data.sources.files import RefusedError, as_reject, check_file, find_files, source_name
+from vae_astro.data.sources.fits import FITS_SUFFIXES, first_image
+from vae_astro.data.sources.headers import sky_position
 from vae_astro.data.stamp import Reject, Stamp, fit_to_size, plausible_seeing
 from vae_astro.errors import InputError
 

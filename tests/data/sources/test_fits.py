@@ -14,9 +14,9 @@ import pytest
 from astropy import wcs as astropy_wcs
 from astropy.io import fits as pyfits
 
-from vae_astro.data import files as files_module
-from vae_astro.data import fits as fits_module
-from vae_astro.data.fits import FitsReader
+from vae_astro.data.sources import files as files_module
+from vae_astro.data.sources import fits as fits_module
+from vae_astro.data.sources.fits import FitsReader
 from vae_astro.data.stamp import Reject, Stamp
 from vae_astro.errors import InputError
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from astropy.io import fits
 
-from vae_astro.data.files import (
+from vae_astro.data.sources.files import (
     GZIP_OR_BZIP2,
     MAX_UNPACKED_BYTES,
     RefusedError,
@@ -25,7 +25,7 @@ from vae_astro.data.files import (
     source_name,
     unpack,
 )
-from vae_astro.data.headers import (
+from vae_astro.data.sources.headers import (
     first_text,
     header_position,
     header_seeing,

@@ -21,7 +21,7 @@ import torch
 from astropy.io import fits as pyfits
 
 from vae_astro.data import store as store_module
-from vae_astro.data.fits import FitsReader
+from vae_astro.data.sources.fits import FitsReader
 from vae_astro.data.normalize import Normalizer, measure_sky
 from vae_astro.data.stamp import Reject, Stamp, fit_to_size
 from vae_astro.data.store import FORMAT_VERSION, StampStore, open_or_pack

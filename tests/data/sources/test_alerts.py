@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from astropy.io import fits as pyfits
 
-from vae_astro.data import alerts as alerts_module
-from vae_astro.data.alerts import AlertReader
+from vae_astro.data.sources import alerts as alerts_module
+from vae_astro.data.sources.alerts import AlertReader
 from vae_astro.data.stamp import Reject, Stamp
 from vae_astro.errors import InputError
 

@@ -1,0 +1,1 @@
+"""The shapes that stamps come in: each a small reader behind one interface."""
