@@ -2,7 +2,7 @@
 
 import pytest
 
-from vae_astro.data.datamodule import read_labels
+from vae_astro.data.labels import read_labels
 from vae_astro.errors import InputError
 
 IDS = ["41", "42", "43"]

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import logging
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning import LightningDataModule
 
-from vae_astro.data.sources.alerts import AlertReader
 from vae_astro.data.augment import N_SYMMETRIES
 from vae_astro.data.batches import Batch, Draw, EpochSampler, InOrder, StampDataset, StampLoader
-from vae_astro.data.sources.fits import FitsReader
+from vae_astro.data.labels import read_labels
 from vae_astro.data.normalize import Normalizer
 from vae_astro.data.simulate import simulate
-from vae_astro.data.stamp import LARGEST_STAMP, SMALLEST_STAMP, StampReader
-from vae_astro.data.store import StampStore, open_or_pack
+from vae_astro.data.sources.registry import READERS
+from vae_astro.data.sources.root import open_root
+from vae_astro.data.stamp import LARGEST_STAMP, SMALLEST_STAMP
+from vae_astro.data.store.layout import MANIFEST
+from vae_astro.data.store.pack import Packer
+from vae_astro.data.store.store import StampStore
 from vae_astro.errors import InputError
 from vae_astro.settings import (
     build,
@@ -32,9 +32,7 @@ from vae_astro.settings import (
     construct,
 )
 
-__all__ = ["READERS", "StampDataModule", "read_labels", "split_rows"]
-
-READERS: dict[str, Callable[..., StampReader]] = {"fits": FitsReader, "alerts": AlertReader}
+__all__ = ["StampDataModule", "split_rows"]
 
 DEFAULT_SIZE = 63
 """Height and width of simulated stamps where none is asked for: ZTF's, in pixels."""
@@ -44,8 +42,6 @@ SAMPLE_CHUNK = 256
 LARGEST_SEED = 2**32 - 1
 """What the generators of all libraries take."""
 
-log = logging.getLogger(__name__)
-
 
 class StampDataModule(LightningDataModule):
     """Streams normalised stamps; packs them into a store the first time.
@@ -53,15 +49,21 @@ class StampDataModule(LightningDataModule):
     Parameters
     ----------
     root : str
-        Folder (or file) of stamps.
-    format : {"fits", "alerts"}
-        The shape stamps come in.
+        Folder (or file) of stamps, an address that fsspec understands, or a finished store.
+    format : str
+        The shape stamps come in: a key of `READERS`.
     normalize : mapping, optional
         Settings of `Normalizer`.
     size : int, optional
         Height and width in pixels; the stamps' own if absent.
+    allow_outside : bool
+        Read what lies outside of the root too, behind a link or named by a catalogue.
     store_dir : str
         Where packed stores are kept.
+    stored_as, on_bad, max_bad_fraction
+        As `Packer` has them.
+    pack : mapping, optional
+        Settings of `Packer` that say who does the work: ``n_processes`` and ``cluster``.
     labels : str, optional
         CSV with a column ``file`` or ``id`` and one of labels; used only to score, never to train.
     label_column : str, optional
@@ -74,6 +76,9 @@ class StampDataModule(LightningDataModule):
         Shares of the objects that are held out. All stamps of one object stay together.
     augment : bool
         Train on random flips and quarter-turns.
+    shuffle : {"auto", "full", "block"}
+        How the order of an epoch is drawn; see `EpochSampler`. ``auto`` is ``block`` for a store
+        larger than half of the memory.
     n_workers : int
         Processes that gather batches ahead; 0 is the fastest on few cores.
     seed : int
@@ -85,7 +90,7 @@ class StampDataModule(LightningDataModule):
     progress : bool
         Show progress bars.
     **reader_settings
-        Settings of the reader: the fields of `FitsReader` or `AlertReader`.
+        Settings of the reader: the fields of its class.
 
     Raises
     ------
@@ -103,7 +108,12 @@ class StampDataModule(LightningDataModule):
         *,
         normalize: Mapping[str, Any] | None = None,
         size: int | None = None,
+        allow_outside: bool = False,
         store_dir: str = "stores",
+        stored_as: str = "float32",
+        on_bad: str = "skip",
+        max_bad_fraction: float = 0.5,
+        pack: Mapping[str, Any] | None = None,
         labels: str | None = None,
         label_column: str | None = None,
         classes: Sequence[str] | None = None,
@@ -111,6 +121,7 @@ class StampDataModule(LightningDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         augment: bool = True,
+        shuffle: str = "auto",
         n_workers: int = 0,
         seed: int = 0,
         n_stamps: int | None = None,
@@ -123,15 +134,28 @@ class StampDataModule(LightningDataModule):
             raise InputError(
                 "data.root is not set; give the folder of your stamps: data.root=FOLDER"
             )
-        self.root = Path(check_text("data.root", root)).expanduser()
+        check_bool("data.allow_outside", allow_outside)
+        self.root = open_root(check_text("data.root", root), allow_outside)
         if size is not None:
             check_int("data.size", size, minimum=SMALLEST_STAMP, maximum=LARGEST_STAMP)
         self.size = size
         given = {} if size is None else {"size": size}
         check_choice("data.format", format, tuple(READERS))
-        self.reader = build("data", READERS, {"name": format, **reader_settings}, **given)
+        reader = build("data", READERS, {"name": format, **reader_settings}, **given)
         self.normalizer = construct("data.normalize", Normalizer, normalize or {})
-        self.store_dir = Path(check_text("data.store_dir", store_dir)).expanduser()
+        self.packer = construct(
+            "pack",
+            Packer,
+            pack or {},
+            reader=reader,
+            store_dir=Path(check_text("data.store_dir", store_dir)).expanduser(),
+            size=size,
+            saturation=_as_tuple(self.normalizer.saturation),
+            stored_as=stored_as,
+            on_bad=on_bad,
+            max_bad_fraction=max_bad_fraction,
+            progress=progress,
+        )
         self.labels_file = None
         if labels is not None:
             self.labels_file = Path(check_text("data.labels", labels)).expanduser()
@@ -151,6 +175,7 @@ class StampDataModule(LightningDataModule):
         if self.val_fraction + self.test_fraction >= 1:
             raise InputError("data.val_fraction and data.test_fraction leave nothing to train on")
         self.augment = check_bool("data.augment", augment)
+        self.shuffle = check_choice("data.shuffle", shuffle, ("auto", "full", "block"))
         self.n_workers = check_int("data.n_workers", n_workers, minimum=0)
         self.seed = check_int("seed", seed, minimum=0, maximum=LARGEST_SEED)
         if n_stamps is not None:
@@ -166,20 +191,22 @@ class StampDataModule(LightningDataModule):
             return
         if self.n_stamps is not None:
             simulate(
-                self.root,
+                Path(self.root.address),
                 n_stamps=self.n_stamps,
                 seed=self.simulation_seed,
                 size=self.size or DEFAULT_SIZE,
                 progress=self.progress,
             )
-        self._open()
+        self.open()
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store and split its rows by object."""
         if not hasattr(self, "store"):
-            self.store = self._open()
+            self.store = self.open()
             self.train_rows, self.val_rows, self.test_rows = split_rows(
-                self.store.catalogue["object_id"].to_pylist(), self.val_fraction, self.test_fraction
+                self.store.catalogue["object_hash"].to_numpy(),
+                self.val_fraction,
+                self.test_fraction,
             )
             if not (len(self.train_rows) and len(self.val_rows)):
                 raise InputError(
@@ -188,15 +215,11 @@ class StampDataModule(LightningDataModule):
                     "stamps or change data.val_fraction"
                 )
 
-    def _open(self) -> StampStore:
-        return open_or_pack(
-            self.root,
-            self.reader,
-            self.store_dir,
-            size=self.size,
-            normalizer=self.normalizer,
-            progress=self.progress,
-        )
+    def open(self) -> StampStore:
+        """The store of the stamps, packed now where that is not done; ``root`` may be one itself."""
+        if os.path.exists(os.path.join(self.root.address, MANIFEST)):
+            return StampStore.open(Path(self.root.address))
+        return self.packer.open(self.root)
 
     @property
     def labels(self) -> np.ndarray:
@@ -280,93 +303,29 @@ class StampDataModule(LightningDataModule):
 
 
 def split_rows(
-    object_ids: Sequence[str], val_fraction: float, test_fraction: float
+    object_hashes: np.ndarray, val_fraction: float, test_fraction: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Training, validation and test rows by a hash of the object's name.
 
     An object stands on the same side in every run and every store, whatever stands beside it.
+
+    Parameters
+    ----------
+    object_hashes : ndarray, shape (N,), uint64
+        `object_hash` of each stamp.
+    val_fraction, test_fraction : float
+        Shares of the objects.
 
     Returns
     -------
     tuple of ndarray, int64
         Rows of each part, ascending.
     """
-
-    def position(object_id: str) -> float:
-        digest = hashlib.blake2b(object_id.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") / 2**64
-
-    positions = np.array([position(object_id) for object_id in object_ids])
+    positions = object_hashes / 2.0**64
     is_test = positions < test_fraction
     is_val = ~is_test & (positions < test_fraction + val_fraction)
     return np.flatnonzero(~is_test & ~is_val), np.flatnonzero(is_val), np.flatnonzero(is_test)
 
 
-def read_labels(
-    file: Path, label_column: str | None, ids: list[str], object_ids: list[str], sources: list[str]
-) -> np.ndarray:
-    """Label of each stamp from a CSV keyed by file or id.
-
-    Parameters
-    ----------
-    file : Path
-        CSV with a header: ``file`` (relative to the root, or its last part) or ``id`` (of the stamp
-        or of the object), and a column of labels.
-    label_column : str or None
-        Name of the latter; None: ``label``, or the only column whose name begins with it.
-    ids, object_ids, sources : list of str
-        Columns of the catalogue.
-
-    Returns
-    -------
-    ndarray, shape (N,), object
-        Labels, empty where the CSV has none.
-
-    Raises
-    ------
-    InputError
-        No such file or column, or no stamp that it names.
-    """
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as handle:
-            table = csv.DictReader(handle)
-            rows, columns = list(table), list(table.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read data.labels={file}: {error}") from error
-    candidates = [column for column in columns if column and column.startswith("label")]
-    if label_column is None:
-        if "label" in candidates:
-            label_column = "label"
-        elif len(candidates) == 1:
-            label_column = candidates[0]
-    key = next((name for name in ("file", "id") if name in columns), None)
-    if key is None or label_column not in columns:
-        wanted = label_column or "one label column: name it with data.label_column"
-        raise InputError(
-            f"data.labels={file} has the columns {', '.join(map(str, columns)) or '(none)'}; it "
-            f"needs file or id, and {wanted}"
-        )
-    by_name = {row[key]: (row[label_column] or "").strip() for row in rows}
-    if key == "file":
-        files = [re.sub(r"(\[\d+\]){0,2}$", "", source) for source in sources]
-        names = [
-            [source, file, Path(source).name, Path(file).name]
-            for source, file in zip(sources, files, strict=True)
-        ]
-    else:
-        names = [list(pair) for pair in zip(ids, object_ids, strict=True)]
-    labels = [next((by_name[name] for name in each if name in by_name), "") for each in names]
-    n_found = sum(any(name in by_name for name in each) for each in names)
-    if n_found == 0:
-        raise InputError(
-            f"data.labels={file} names none of the {len(names)} stamps: its column {key!r} holds "
-            f"{next(iter(by_name), '')!r}, the stamps are called {names[0][0]!r}"
-        )
-    if n_found < len(names):
-        log.warning(
-            "data.labels=%s has no label for %d of %d stamps",
-            file,
-            len(names) - n_found,
-            len(names),
-        )
-    return np.array(labels, dtype=object)
+def _as_tuple(value: float | Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if value is None else tuple(np.atleast_1d(value).tolist())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+from urllib.parse import unquote
 
 from vae_astro.data.sources.files import RefusedError
 from vae_astro.errors import InputError
@@ -18,6 +20,7 @@ __all__ = ["FileVersion", "Root", "open_root"]
 
 _SAFE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """A link is not followed unseen, and a pipe does not block."""
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class FileVersion(NamedTuple):
@@ -86,9 +89,12 @@ class Root:
                     name = f"{folder}/{entry.name}" if folder else entry.name
                     if not entry.is_dir(follow_symlinks=self.allow_outside):
                         try:
-                            yield _version(name, entry.stat())
+                            status = entry.stat()
                         except OSError:  # a dangling link: reading it will say so
                             yield FileVersion(name, 0, "")
+                        else:
+                            if not stat.S_ISDIR(status.st_mode):  # behind a link
+                                yield _version(name, status)
                         continue
                     inner = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
                     if inner not in seen:  # a link to a folder above would never end
@@ -201,6 +207,11 @@ class Root:
         descriptor = self.descriptor(file)  # a file object would cost more than the reading
         try:
             content = os.read(descriptor, file.n_bytes)
+            while 0 < len(content) < file.n_bytes:  # Linux gives at most 2 GiB at once
+                more = os.read(descriptor, file.n_bytes - len(content))
+                if not more:
+                    break
+                content += more
         finally:
             os.close(descriptor)
         if len(content) < file.n_bytes:
@@ -234,8 +245,10 @@ class Root:
     def _contained(self, name: str) -> str:
         """Path of a file whose name cannot be trusted, links followed."""
         target = os.path.realpath(os.path.join(self.folder, name), strict=True)
-        inside = os.path.commonpath([target, os.path.realpath(self.folder)])
-        if not self.allow_outside and inside != os.path.realpath(self.folder):
+        folder = os.path.realpath(self.folder)
+        # A root that is itself a link to a file was named by the user.
+        is_inside = target == self.identity or os.path.commonpath([target, folder]) == folder
+        if not self.allow_outside and not is_inside:
             raise RefusedError(
                 "outside the root",
                 f"leads to {target}, outside data.root={self.address}; copy the file, or set "
@@ -247,12 +260,25 @@ class Root:
 def open_root(address: str, allow_outside: bool = False) -> Root:
     """The root at an address: a local folder or file, or a remote one (``s3://``, ``https://``).
 
+    ``~`` is the user's home; ``file://`` is this machine.
+
     Raises
     ------
     InputError
         If no library for such addresses is installed; the message names it.
     """
-    return Root(os.path.expanduser(address), allow_outside)
+    if _SCHEME.match(address) is None:
+        return Root(os.path.expanduser(address), allow_outside)
+    if address.lower().startswith("file://"):
+        host, slash, path = address[len("file://") :].partition("/")
+        if host not in ("", "localhost"):
+            raise InputError(
+                f"data.root={address} is on the machine {host}; give file:///FOLDER for this one"
+            )
+        return Root(slash + unquote(path, errors="surrogateescape"), allow_outside)
+    from vae_astro.data.sources.remote import RemoteRoot  # fsspec is slow to import
+
+    return RemoteRoot(address, allow_outside)
 
 
 def _version(name: str, status: os.stat_result) -> FileVersion:
