@@ -219,7 +219,7 @@ def scaled_stamps(scaling: str, data: str, size: Size, root: tuple[str, ...]) ->
     batches = list(datamodule.training_sample(len(datamodule.train_rows)))
     if scaling == "L2":
         for batch in batches:
-            raw = torch.from_numpy(datamodule.store.pixels[batch["index"].numpy()])
+            raw = torch.from_numpy(datamodule.store.gather(batch["index"].numpy()))
             raw = raw.where(batch["mask"], 0)
             length = raw.square().sum((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-30)
             batch["image"] = raw / length

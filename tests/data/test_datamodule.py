@@ -14,6 +14,7 @@ from astropy.io import fits as pyfits
 
 from vae_astro.data.augment import apply_symmetry
 from vae_astro.data.datamodule import StampDataModule, split_rows
+from vae_astro.data.store.shard import object_hash
 from vae_astro.errors import InputError
 
 SIZE = 16
@@ -77,8 +78,13 @@ def column(module: StampDataModule, name: str, rows=slice(None)) -> list[str]:
 # The split
 
 
+def split(object_ids, *fractions) -> tuple[np.ndarray, ...]:
+    hashes = np.array([object_hash(each) for each in object_ids], np.uint64)
+    return split_rows(hashes, *fractions)
+
+
 def test_every_row_is_on_one_side():
-    parts = split_rows([f"obj{k}" for k in range(500)], 0.2, 0.1)
+    parts = split([f"obj{k}" for k in range(500)], 0.2, 0.1)
     assert all(part.dtype == np.int64 for part in parts)
     assert all((np.diff(part) > 0).all() for part in parts)
     assert sorted(np.concatenate(parts)) == list(range(500))
@@ -86,13 +92,13 @@ def test_every_row_is_on_one_side():
 
 def test_all_stamps_of_an_object_are_on_the_same_side():
     ids = [f"obj{k}" for k in np.random.default_rng(63).integers(0, 60, 500)]
-    sides = [{ids[row] for row in part} for part in split_rows(ids, 0.3, 0.3)]
+    sides = [{ids[row] for row in part} for part in split(ids, 0.3, 0.3)]
     assert all(sides)
     assert sum(map(len, sides)) == len(set().union(*sides)) == len(set(ids))
 
 
 def test_the_sides_hold_the_fractions_that_were_asked_for():
-    train, val, test = split_rows([f"obj{k}" for k in range(20_000)], 0.2, 0.05)
+    train, val, test = split([f"obj{k}" for k in range(20_000)], 0.2, 0.05)
     # A fraction f of N objects scatters by sqrt(f (1 - f) / N), 0.003 at most: four of those.
     for part, fraction in ((train, 0.75), (val, 0.2), (test, 0.05)):
         assert len(part) / 20_000 == pytest.approx(fraction, abs=0.012)
@@ -101,7 +107,7 @@ def test_the_sides_hold_the_fractions_that_were_asked_for():
 def test_an_object_stays_on_its_side_when_stamps_are_added_or_reordered():
     ids = [f"obj{k}" for k in range(300)]
     more = ["new0", *reversed(ids), "new1", "obj7"]
-    before, after = split_rows(ids, 0.2, 0.2), split_rows(more, 0.2, 0.2)
+    before, after = split(ids, 0.2, 0.2), split(more, 0.2, 0.2)
     for rows, rows_of_more in zip(before, after, strict=True):
         names = {ids[row] for row in rows}
         assert names
@@ -110,14 +116,14 @@ def test_an_object_stays_on_its_side_when_stamps_are_added_or_reordered():
 
 def test_the_split_is_the_same_in_every_version_and_process():
     # Recorded: a change here puts objects that a saved model was trained on into its test set.
-    train, val, test = split_rows([f"ZTF18a{letter}" for letter in "abcdefghijkl"], 0.3, 0.3)
+    train, val, test = split([f"ZTF18a{letter}" for letter in "abcdefghijkl"], 0.3, 0.3)
     assert train.tolist() == [5, 6, 8, 10]
     assert val.tolist() == [0, 1, 2, 3]
     assert test.tolist() == [4, 7, 9, 11]
 
 
 def test_without_a_test_fraction_nothing_is_held_out_for_it():
-    assert len(split_rows([f"obj{k}" for k in range(100)], 0.5, 0)[2]) == 0
+    assert len(split([f"obj{k}" for k in range(100)], 0.5, 0)[2]) == 0
 
 
 # FITS, end to end

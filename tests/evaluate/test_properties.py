@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from vae_astro.collapse.meaning import explain_code
+from vae_astro.data.normalize import Normalizer
+from vae_astro.data.sky import good_pixels, measure_sky
 from vae_astro.data.sources.alerts import AlertReader
-from vae_astro.data.normalize import Normalizer, measure_sky
-from vae_astro.data.store import StampStore, open_or_pack
+from vae_astro.data.store.pack import open_or_pack
 from vae_astro.evaluate.properties import PROPERTIES, measure_properties
 
 SIZE = 63
@@ -56,23 +57,38 @@ def observe(light: np.ndarray, noise: float = NOISE, sky: float = SKY) -> np.nda
     return light + sky + RNG.normal(0, noise, light.shape)
 
 
-def as_store(pixels, seeing=None, band_names=("g",)) -> StampStore:
+@dataclass
+class StoreInMemory:
+    """What is asked of a store, of stamps (N, C, H, W)."""
+
+    pixels: np.ndarray
+    sky_level: np.ndarray
+    sky_noise: np.ndarray
+    good_fraction: np.ndarray
+    catalogue: pa.Table
+    band_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        return self.pixels[rows]
+
+
+def as_store(pixels, seeing=None, band_names=("g",)) -> StoreInMemory:
     """A store in memory, of stamps (N, H, W) or (N, C, H, W)."""
     pixels = np.asarray(pixels, np.float32)
     pixels = pixels if pixels.ndim == 4 else pixels[:, None]
-    raw = torch.from_numpy(pixels)
-    mask = Normalizer().good_pixels(raw)
-    sky = measure_sky(raw, mask)
+    good = good_pixels(pixels)
+    level, noise = measure_sky(pixels, good)
     seeing = np.full(len(pixels), np.nan) if seeing is None else np.asarray(seeing)
-    return StampStore(
-        path=Path("nowhere"),
+    return StoreInMemory(
         pixels=pixels,
-        sky_level=sky.level.numpy(),
-        sky_noise=sky.noise.numpy(),
-        good_fraction=mask.float().mean((2, 3)).numpy(),
+        sky_level=level,
+        sky_noise=noise,
+        good_fraction=good.mean((2, 3), dtype=np.float32),
         catalogue=pa.table({"seeing": seeing}),
         band_names=band_names,
-        n_rejected=0,
     )
 
 

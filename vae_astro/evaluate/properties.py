@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vae_astro.data.normalize import Normalizer, Sky
-from vae_astro.data.store import StampStore
+from vae_astro.data.store.store import StampStore
 
 __all__ = ["PROPERTIES", "measure_properties", "measure_sources"]
 
@@ -98,7 +98,7 @@ def _measured_batches(
 ) -> Iterator[dict[str, Tensor]]:
     for first in range(0, len(rows), BATCH):
         chosen = rows[first : first + BATCH]
-        raw = torch.from_numpy(store.pixels[chosen])
+        raw = torch.from_numpy(store.gather(chosen)[:, : len(store.band_names)])
         sky = Sky(
             torch.from_numpy(store.sky_level[chosen]), torch.from_numpy(store.sky_noise[chosen])
         )
