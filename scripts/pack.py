@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_astro.folders import register_resolvers
+
+if TYPE_CHECKING:
+    from vae_astro.data.store.store import StampStore
 
 register_resolvers()
 
@@ -48,11 +51,9 @@ def pack(settings: dict[str, Any]) -> int:
 
     began = time.perf_counter()
     module = StampDataModule(**settings["data"], pack=settings["pack"])
-    module.prepare_data()
-    module.open()
-    store = module.store
-    seconds = time.perf_counter() - began
-    print(f"{len(store)} stamps in {store.path}, {store.n_rejected} set aside, {seconds:.1f} s")
+    if module.n_stamps is not None:
+        module.prepare_data()
+    _report(module.open(), began)
     return 0
 
 
@@ -76,7 +77,7 @@ def inspect(settings: dict[str, Any]) -> int:
 
 def verify(settings: dict[str, Any]) -> int:
     """Compare all bytes with their checksums; status 1 if some differ."""
-    from vae_astro.data.store.tools import verify
+    from vae_astro.data.store.check import verify
 
     status = 0
     for path in _stores(settings):
@@ -90,22 +91,22 @@ def verify(settings: dict[str, Any]) -> int:
 
 def repair(settings: dict[str, Any]) -> int:
     """Pack damaged shards again, and what had vanished or changed while it was read."""
+    import time
+
     from vae_astro.data.datamodule import StampDataModule
-    from vae_astro.data.store.layout import MANIFEST
-    from vae_astro.data.store.tools import damaged_lots, forget
     from vae_astro.errors import InputError
 
+    began = time.perf_counter()
     module = StampDataModule(**settings["data"], pack=settings["pack"])
     path = module.packer.path(module.root)
-    module.packer.reader.find(module.root)  # nothing is forgotten that cannot be read again
-    try:
-        n_stamps = forget(path, damaged_lots(path))
-        print(f"{path}: {n_stamps} stamps to be packed again")
-    except InputError as error:
-        # Without its manifest a store is found shard by shard, each checked against its sums.
-        (path / MANIFEST).unlink(missing_ok=True)
-        print(f"{error}: a new manifest is made of what is good")
-    return pack(settings)
+    if settings["store"] is not None and Path(settings["store"]).resolve() != path.resolve():
+        raise InputError(
+            f"store={settings['store']} is not what these settings of data make of data.root="
+            f"{module.root.address}: that is {path}; leave store= away, or give the settings that "
+            "it was packed with (action=inspect shows them)"
+        )
+    _report(module.packer.repair(module.root), began)
+    return 0
 
 
 def clear(settings: dict[str, Any]) -> int:
@@ -116,6 +117,13 @@ def clear(settings: dict[str, Any]) -> int:
         n_files, n_bytes = remove_unused(path)
         print(f"{path}: {n_files} files deleted, {n_bytes / 2**20:.1f} MiB")
     return 0
+
+
+def _report(store: StampStore, began: float) -> None:
+    import time
+
+    seconds = time.perf_counter() - began
+    print(f"{len(store)} stamps in {store.path}, {store.n_rejected} set aside, {seconds:.1f} s")
 
 
 def _stores(settings: dict[str, Any]) -> list[Path]:

@@ -2,10 +2,8 @@
 
 import math
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +11,9 @@ from hypothesis import strategies as st
 
 from vae_astro.data.augment import apply_symmetry
 from vae_astro.data.batches import Draw, EpochSampler, InOrder, StampDataset, StampLoader
-from vae_astro.data.normalize import Normalizer, measure_sky
-from vae_astro.data.store import StampStore
+from vae_astro.data.normalize import Normalizer, Sky
+from vae_astro.data.shuffle import BlockOrder
+from vae_astro.data.sky import good_pixels, measure_sky
 from vae_astro.errors import InputError
 
 N_STAMPS = 37
@@ -23,26 +22,47 @@ NORMALIZER = Normalizer(gain=2.0)
 relaxed = settings(deadline=None, max_examples=60)  # two busy cores keep no deadline
 
 
+class ArrayStore:
+    """What batches ask of a store, of arrays in memory: shards of pixels, and of noise or none."""
+
+    def __init__(self, pixels, noise=None, n_shards=1, addressed=True) -> None:
+        self.pixels, self.noise, self.addressed = pixels, noise, addressed
+        planes = pixels if noise is None else np.concatenate([pixels, noise], axis=1)
+        self.shards = [np.ascontiguousarray(part) for part in np.array_split(planes, n_shards)]
+        self.first_rows = np.cumsum([0] + [len(shard) for shard in self.shards])
+        self.stamp_shape = pixels.shape[1:]
+        self.has_noise = noise is not None
+        self.sky_level, self.sky_noise = measure_sky(pixels, good_pixels(pixels))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        return np.concatenate(self.shards)[rows]
+
+    def addresses(self, rows: np.ndarray) -> np.ndarray | None:
+        if not self.addressed:
+            return None
+        shards = np.searchsorted(self.first_rows, rows, side="right") - 1
+        begins = np.array([shard.ctypes.data for shard in self.shards], dtype=np.uint64)
+        offsets = (rows - self.first_rows[shards]).astype(np.uint64)
+        return begins[shards] + offsets * np.uint64(self.shards[0][0].nbytes)
+
+
 @pytest.fixture
-def store() -> StampStore:
-    """A store of two bands in memory, some of its pixels bad."""
+def pixels() -> np.ndarray:
+    """Stamps of two bands, some of their pixels bad."""
     rng = np.random.default_rng(63)
     pixels = rng.normal(100, 5, (N_STAMPS, 2, 16, 16)).astype(np.float32)
     pixels[:, 0, 6:9, 5:8] += 500
     pixels[rng.random(pixels.shape) < 0.02] = np.nan
     pixels[5, 1] = np.nan
-    raw = torch.from_numpy(pixels)
-    sky = measure_sky(raw, raw.isfinite())
-    return StampStore(
-        path=Path("nowhere"),
-        pixels=pixels,
-        sky_level=sky.level.numpy(),
-        sky_noise=sky.noise.numpy(),
-        good_fraction=raw.isfinite().float().mean((2, 3)).numpy(),
-        catalogue=pa.table({"id": [str(row) for row in range(N_STAMPS)]}),
-        band_names=("g", "r"),
-        n_rejected=0,
-    )
+    return pixels
+
+
+@pytest.fixture
+def store(pixels) -> ArrayStore:
+    return ArrayStore(pixels)
 
 
 @pytest.fixture
@@ -92,8 +112,46 @@ def test_image_and_noise_are_those_of_the_normaliser(dataset, store):
     rows = np.array([3, 30, 5])
     batch = dataset[Draw(rows, None)]
     expected = NORMALIZER(torch.from_numpy(store.pixels[rows]))
-    assert torch.equal(batch["image"], expected.image)
-    assert torch.equal(batch["noise"], expected.noise)
+    # float32 rounds some four times on the way, on either side
+    torch.testing.assert_close(batch["image"], expected.image, rtol=8e-7, atol=0)
+    torch.testing.assert_close(batch["noise"], expected.noise, rtol=8e-7, atol=0)
+    assert torch.equal(batch["mask"], expected.mask)
+
+
+@pytest.mark.parametrize("addressed", [True, False], ids=["in place", "gathered"])
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_where_the_store_has_its_planes_changes_no_bit(pixels, dataset, n_shards, addressed):
+    draw = Draw(np.random.default_rng(1).permutation(N_STAMPS), np.arange(N_STAMPS) % 8)
+    other = StampDataset(ArrayStore(pixels, None, n_shards, addressed), NORMALIZER)[draw]
+    for name, value in dataset[draw].items():
+        assert torch.equal(value, other[name])
+
+
+def test_noise_planes_of_the_store_take_the_place_of_sky_and_gain(pixels):
+    noise = np.random.default_rng(2).uniform(4, 8, pixels.shape).astype(np.float32)
+    noise[3, 0, 4, :3] = 0, np.nan, np.inf
+    store = ArrayStore(pixels, noise, n_shards=2)
+    rows = np.array([3, 30, 5])
+    batch = StampDataset(store, NORMALIZER)[Draw(rows, None)]
+    sky = Sky(torch.from_numpy(store.sky_level[rows]), torch.from_numpy(store.sky_noise[rows]))
+    expected = NORMALIZER(torch.from_numpy(pixels[rows]), sky, torch.from_numpy(noise[rows]))
+    assert not batch["mask"][0, 0, 4, :3].any()
+    assert torch.equal(batch["mask"], expected.mask)
+    torch.testing.assert_close(batch["image"], expected.image, rtol=8e-7, atol=0)
+    torch.testing.assert_close(batch["noise"], expected.noise, rtol=1e-6, atol=0)
+
+
+def test_a_batch_stays_as_it_was_while_others_are_made(dataset):
+    draws = [Draw(np.arange(k, k + 8), None) for k in range(12)]
+    held = [dataset[draw] for draw in draws]
+    for batch, draw in zip(held, draws, strict=True):
+        for name, value in dataset[draw].items():
+            assert torch.equal(batch[name], value)
+
+
+def test_a_setting_for_other_bands_is_refused_by_name(store):
+    with pytest.raises(InputError, match=r"data\.normalize\.gain has 3 values .* 2 bands"):
+        StampDataset(store, Normalizer(gain=[1.0, 2.0, 3.0]))
 
 
 def test_the_sky_is_that_of_the_store_and_is_not_measured_again(store):
@@ -205,6 +263,16 @@ def test_every_pose_is_as_likely_as_any_other():
     assert np.abs(counts - 1000).max() < 4 * math.sqrt(1000 * 7 / 8)
 
 
+def test_the_full_order_and_its_poses_are_those_of_earlier_versions():
+    rows = np.arange(50) * 2
+    sampler = EpochSampler(rows, 10, 63, augment=True)
+    sampler.set_epoch(4)
+    rng = np.random.default_rng((63, 4))
+    assert flat(sampler) == rng.permutation(rows).tolist()
+    poses = [pose for draw in sampler for pose in draw.symmetries.tolist()]
+    assert poses == rng.integers(8, size=50).tolist()
+
+
 def test_augmentation_does_not_change_the_order():
     plain = EpochSampler(np.arange(50), 8, 63)
     augmented = EpochSampler(np.arange(50), 8, 63, augment=True)
@@ -240,6 +308,96 @@ def test_a_resumed_epoch_goes_on_where_it_stopped_and_the_next_are_whole(done, n
         uninterrupted.set_epoch(epoch)
         resumed.set_epoch(epoch)
         assert_same_draws(resumed, list(uninterrupted)[first:])
+
+
+# Block by block
+
+block_epochs = {**epochs, "block_rows": st.integers(1, 12), "window_blocks": st.integers(1, 4)}
+
+
+@given(**block_epochs, n_ranks=st.integers(1, 4))
+@relaxed
+def test_block_by_block_no_stamp_comes_twice_and_ranks_share_equally(
+    n_rows, batch_size, seed, epoch, block_rows, window_blocks, n_ranks
+):
+    rows = np.arange(n_rows) * 3 + 100
+    if n_rows < n_ranks:
+        return
+    drawn = []
+    for rank in range(n_ranks):
+        sampler = EpochSampler(
+            *(rows, batch_size, seed),
+            augment=True,
+            rank=rank,
+            n_ranks=n_ranks,
+            shuffle="block",
+            block_rows=block_rows,
+            window_blocks=window_blocks,
+        )
+        sampler.set_epoch(epoch)
+        draws = list(sampler)
+        assert [len(draw.rows) for draw in draws] == [sampler.batch_size] * len(sampler)
+        assert all(draw.symmetries.shape == draw.rows.shape for draw in draws)
+        drawn.append(flat(draws))
+    everyone = list(chain(*drawn))
+    assert len(set(everyone)) == len(everyone)
+    assert set(everyone) <= set(rows.tolist())
+    assert len({len(rows_of_rank) for rows_of_rank in drawn}) == 1
+
+
+@pytest.mark.parametrize("n_ranks", [1, 3])
+@pytest.mark.parametrize("done", [0, 1, 7, 12, 19])
+def test_block_by_block_a_resumed_epoch_goes_on_where_it_stopped(done, n_ranks):
+    def sampler() -> EpochSampler:
+        return EpochSampler(
+            *(np.arange(300), 5, 63),
+            augment=True,
+            rank=n_ranks - 1,
+            n_ranks=n_ranks,
+            shuffle="block",
+            block_rows=11,
+            window_blocks=3,
+        )
+
+    uninterrupted, resumed = sampler(), sampler()
+    resumed.resume_at(7, done)
+    for epoch, first in ((7, done), (8, 0)):
+        uninterrupted.set_epoch(epoch)
+        resumed.set_epoch(epoch)
+        assert_same_draws(resumed, list(uninterrupted)[first:])
+
+
+def test_a_resumed_epoch_mixes_no_window_that_it_has_left_behind(monkeypatch):
+    mixed: list[int] = []
+    window = BlockOrder.window
+    monkeypatch.setattr(BlockOrder, "window", lambda o, k: mixed.append(k) or window(o, k))
+    sampler = EpochSampler(np.arange(1000), 10, 63, shuffle="block", block_rows=10, window_blocks=5)
+    sampler.resume_at(0, 50)
+    next(iter(sampler))
+    assert mixed == [10]
+
+
+def test_the_store_is_told_what_comes_before_it_comes():
+    asked: set[int] = set()
+    sampler = EpochSampler(
+        *(np.arange(600), 20, 63),
+        shuffle="block",
+        block_rows=10,
+        window_blocks=6,
+        will_need=lambda first, last: asked.update(range(first, last)),
+    )
+    ahead = []
+    for draw in sampler:
+        assert asked.issuperset(draw.rows.tolist())
+        ahead.append(len(asked))
+    # the next window is asked for while this one is drawn
+    assert ahead[0] < 120
+    assert ahead[2] == 120
+
+
+def test_a_way_of_shuffling_that_is_not_known_is_refused_by_name():
+    with pytest.raises(InputError, match=r"data\.shuffle"):
+        EpochSampler(np.arange(10), 5, 1, shuffle="half")
 
 
 # In order
@@ -286,14 +444,39 @@ def test_workers_give_the_same_batches_and_leave_the_random_state_alone(dataset)
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def loader(dataset: StampDataset, n_rows: int = 30, batch_size: int = 5, seed: int = 1):
-    return StampLoader(dataset, EpochSampler(np.arange(n_rows), batch_size, seed))
+def loader(
+    dataset: StampDataset,
+    n_rows: int = 30,
+    batch_size: int = 5,
+    seed: int = 1,
+    shuffle: str = "full",
+    block_rows: int = 10,
+) -> StampLoader:
+    sampler = EpochSampler(
+        np.arange(n_rows), batch_size, seed, shuffle=shuffle, block_rows=block_rows
+    )
+    return StampLoader(dataset, sampler)
 
 
 def test_a_loader_takes_back_its_own_state(dataset):
+    for shuffle in ("full", "block"):
+        state = loader(dataset, shuffle=shuffle).state_dict()
+        assert all(type(value) in (int, str) for value in state.values())
+        loader(dataset, shuffle=shuffle).load_state_dict(state)
+
+
+def test_a_state_from_before_there_were_blocks_is_that_of_a_full_shuffle(dataset):
     state = loader(dataset).state_dict()
-    assert all(type(value) is int for value in state.values())
+    del state["shuffle"]
     loader(dataset).load_state_dict(state)
+    with pytest.raises(InputError, match="shuffle was full, is block"):
+        loader(dataset, shuffle="block", block_rows=5).load_state_dict(state)
+
+
+def test_blocks_of_another_size_are_another_order(dataset):
+    state = loader(dataset, shuffle="block").state_dict()
+    with pytest.raises(InputError, match="block_rows was 10, is 5"):
+        loader(dataset, shuffle="block", block_rows=5).load_state_dict(state)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +485,7 @@ def test_a_loader_takes_back_its_own_state(dataset):
         ({"seed": 2}, "seed was 1, is 2"),
         ({"batch_size": 6}, "batch_size was 5, is 6"),
         ({"n_rows": 31}, "n_stamps was 30, is 31"),
+        ({"shuffle": "block"}, "shuffle was full, is block"),
     ],
 )
 def test_a_state_of_other_batches_is_refused_with_what_to_do(dataset, changed, message):

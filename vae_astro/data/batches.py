@@ -6,7 +6,7 @@ So the n-th batch of an epoch is the same whoever asks and whenever, and a run c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +14,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vae_astro.data.augment import N_SYMMETRIES, apply_symmetries
-from vae_astro.data.normalize import Normalizer, Sky
-from vae_astro.data.store import StampStore
+from vae_astro.data.augment import N_SYMMETRIES
+from vae_astro.data.batch_memory import batch_tensors
+from vae_astro.data.gather import STRETCHES, KernelSettings, addresses_of, normalize_rows
+from vae_astro.data.normalize import NOISE_FLOOR, Normalizer
+from vae_astro.data.shuffle import (
+    BLOCK_ROWS,
+    WINDOW_BLOCKS,
+    BlockOrder,
+    ReadAhead,
+    n_rows_per_rank,
+)
+from vae_astro.data.store.store import StampStore
 from vae_astro.errors import InputError
+from vae_astro.settings import check_choice
 
 __all__ = ["Batch", "Draw", "EpochSampler", "InOrder", "StampDataset", "StampLoader"]
 
@@ -46,6 +56,7 @@ class StampDataset(Dataset[Batch]):
     def __init__(self, store: StampStore, normalizer: Normalizer) -> None:
         self.store = store
         self.normalizer = normalizer
+        self.settings = _kernel_settings(normalizer, store.stamp_shape[0])
 
     def __getitem__(self, draw: Draw) -> Batch:
         """Gather one batch.
@@ -57,19 +68,43 @@ class StampDataset(Dataset[Batch]):
             True where good; ``noise`` (B, C, H, W) float32, standard deviation in the units of
             ``image``; ``index`` (B,) int64, row of the catalogue.
         """
-        rows = draw.rows
-        raw = torch.from_numpy(self.store.pixels[rows])
-        sky = Sky(
-            torch.from_numpy(self.store.sky_level[rows]),
-            torch.from_numpy(self.store.sky_noise[rows]),
+        store, rows = self.store, draw.rows
+        addresses = store.addresses(rows)
+        planes = None
+        if addresses is None:  # stored in fewer bits, or not in memory
+            planes = store.gather(rows)
+            addresses = addresses_of(planes)
+        image, mask, noise = batch_tensors((len(rows), *store.stamp_shape))
+        normalize_rows(
+            addresses,
+            self.settings,
+            store.sky_level[rows],
+            store.sky_noise[rows],
+            image.numpy(),
+            mask.numpy(),
+            noise.numpy(),
+            symmetries=draw.symmetries,
+            with_noise=store.has_noise,
+            n_threads=torch.get_num_threads(),
         )
-        stamps = self.normalizer(raw, sky)
-        batch = {"image": stamps.image, "mask": stamps.mask, "noise": stamps.noise}
-        if draw.symmetries is not None:
-            symmetries = torch.from_numpy(draw.symmetries)
-            batch = {name: apply_symmetries(value, symmetries) for name, value in batch.items()}
-        batch["index"] = torch.from_numpy(rows)
-        return batch
+        del planes  # until now the addresses were those of its memory
+        return {"image": image, "mask": mask, "noise": noise, "index": torch.from_numpy(rows)}
+
+
+def _kernel_settings(normalizer: Normalizer, n_bands: int) -> KernelSettings:
+    def per_band(key: str) -> np.ndarray:
+        values = [np.inf] * n_bands
+        if getattr(normalizer, key) is not None:
+            values = normalizer.per_band(key, n_bands)
+        return np.array(values, dtype=np.float32)
+
+    return KernelSettings(
+        stretch=STRETCHES.index(normalizer.stretch),
+        softening=np.float32(normalizer.softening),
+        noise_floor=np.float32(NOISE_FLOOR),
+        gain=per_band("gain"),
+        saturation=per_band("saturation"),
+    )
 
 
 class EpochSampler(Sampler[Draw]):
@@ -87,6 +122,12 @@ class EpochSampler(Sampler[Draw]):
         Draw one of the eight symmetries for each stamp.
     rank, n_ranks : int
         This process among those that share the epoch; their batches are disjoint.
+    shuffle : {"full", "block"}
+        Mix all rows, or read blocks of them and mix those; see `BlockOrder`.
+    block_rows, window_blocks : int
+        Rows in a block, and blocks that are mixed together.
+    will_need : callable, optional
+        Told the first and last row (exclusive) of blocks that come next: `StampStore.will_need`.
     """
 
     def __init__(
@@ -98,15 +139,26 @@ class EpochSampler(Sampler[Draw]):
         augment: bool = False,
         rank: int = 0,
         n_ranks: int = 1,
+        shuffle: str = "full",
+        block_rows: int = BLOCK_ROWS,
+        window_blocks: int = WINDOW_BLOCKS,
+        will_need: Callable[[int, int], None] | None = None,
     ) -> None:
         self.rows = rows
+        self.shuffle = check_choice("data.shuffle", shuffle, ("full", "block"))
         self.n_per_rank = len(rows) // n_ranks
         if self.n_per_rank == 0:
             raise InputError(f"{len(rows)} training stamps cannot be shared by {n_ranks} processes")
+        if shuffle == "block":
+            self.n_per_rank = n_rows_per_rank(len(rows), n_ranks, block_rows)
+        self.block_rows = block_rows
+        self.window_blocks = window_blocks
+        self.will_need = will_need
         self.batch_size = min(batch_size, self.n_per_rank)
         self.seed = seed
         self.augment = augment
         self.rank = rank
+        self.n_ranks = n_ranks
         self.epoch = self.first_epoch = self.first_batch = 0
 
     def __len__(self) -> int:
@@ -122,14 +174,45 @@ class EpochSampler(Sampler[Draw]):
         self.first_batch = n_batches_done
 
     def __iter__(self) -> Iterator[Draw]:
+        first = self.first_batch if self.epoch == self.first_epoch else 0
+        if first >= len(self):
+            return iter(())
+        return self._fully_mixed(first) if self.shuffle == "full" else self._block_by_block(first)
+
+    def _fully_mixed(self, first: int) -> Iterator[Draw]:
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.rows)
         symmetries = rng.integers(N_SYMMETRIES, size=len(order)) if self.augment else None
         mine = slice(self.rank * self.n_per_rank, (self.rank + 1) * self.n_per_rank)
-        first = self.first_batch if self.epoch == self.first_epoch else 0
         for k in range(first, len(self)):
             batch = slice(k * self.batch_size, (k + 1) * self.batch_size)
             yield Draw(order[mine][batch], None if symmetries is None else symmetries[mine][batch])
+
+    def _block_by_block(self, first: int) -> Iterator[Draw]:
+        order = BlockOrder(
+            len(self.rows),
+            self.seed,
+            self.epoch,
+            rank=self.rank,
+            n_ranks=self.n_ranks,
+            block_rows=self.block_rows,
+            window_blocks=self.window_blocks,
+        )
+        window, place = order.find(first * self.batch_size)
+        ahead = ReadAhead(order, self.rows, self.will_need or (lambda first, last: None), window)
+        positions = poses = np.empty(0, dtype=np.int64)  # drawn, but not in a batch yet
+        for _ in range(first, len(self)):
+            while len(positions) < self.batch_size:
+                ahead.begin(window)
+                mixed, rng = order.window(window)
+                turns = rng.integers(N_SYMMETRIES, size=len(mixed))
+                positions = np.concatenate([positions, mixed[place:]])
+                poses = np.concatenate([poses, turns[place:]])
+                window, place = window + 1, 0
+            batch, positions = np.split(positions, [self.batch_size])
+            pose, poses = np.split(poses, [self.batch_size])
+            ahead.advance(1 - len(positions) / len(mixed))
+            yield Draw(self.rows[batch], pose if self.augment else None)
 
 
 class InOrder(Sampler[Draw]):
@@ -186,12 +269,16 @@ class StampLoader(DataLoader[Batch]):
         sampler = self.sampler
         if not isinstance(sampler, EpochSampler):
             return {}
-        return {
+        state: dict[str, Any] = {
             "n_stamps": len(sampler.rows),
             "batch_size": sampler.batch_size,
             "seed": sampler.seed,
             "n_batches": len(sampler),
+            "shuffle": sampler.shuffle,
         }
+        if sampler.shuffle == "block":
+            state |= {"block_rows": sampler.block_rows, "window_blocks": sampler.window_blocks}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Refuse to go on in the middle of an epoch that would hold other batches.
@@ -199,13 +286,15 @@ class StampLoader(DataLoader[Batch]):
         Raises
         ------
         InputError
-            If the stamps, the batch size or the seed have changed.
+            If the stamps, the batch size, the seed or the way of shuffling have changed.
         """
         now = self.state_dict()
+        if state:  # written before there were others
+            state = {"shuffle": "full", **state}
         changed = {key: (was, now.get(key)) for key, was in state.items() if now.get(key) != was}
         if changed:
             listed = ", ".join(f"{key} was {was}, is {is_}" for key, (was, is_) in changed.items())
             raise InputError(
                 f"cannot resume in the middle of an epoch: {listed}; use the same data, "
-                "data.batch_size and seed, or start from the weights with init_from="
+                "data.batch_size, data.shuffle and seed, or start from the weights with init_from="
             )

@@ -216,7 +216,7 @@ class StampDataModule(LightningDataModule):
                 )
 
     def open(self) -> StampStore:
-        """The store of the stamps, packed now where that is not done; ``root`` may be one itself."""
+        """The store of the stamps, packed first where needed; ``root`` may be a store itself."""
         if os.path.exists(os.path.join(self.root.address, MANIFEST)):
             return StampStore.open(Path(self.root.address))
         return self.packer.open(self.root)
@@ -249,6 +249,7 @@ class StampDataModule(LightningDataModule):
             self.batch_size,
             self.seed,
             augment=self.augment,
+            shuffle=self._shuffle(),
             rank=rank,
             n_ranks=n_ranks,
         )
@@ -295,6 +296,12 @@ class StampDataModule(LightningDataModule):
 
     def _loader(self, sampler: EpochSampler | InOrder) -> StampLoader:
         return StampLoader(StampDataset(self.store, self.normalizer), sampler, self.n_workers)
+
+    def _shuffle(self) -> str:
+        if self.shuffle != "auto":
+            return self.shuffle
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return "block" if self.store.n_bytes > memory / 2 else "full"
 
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is None:

@@ -13,25 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vae_astro.data.sky import FILL_VALUE_LIMIT, measure_sky
 from vae_astro.errors import InputError
 from vae_astro.settings import check_choice, check_number
 
-__all__ = ["FILL_VALUE_LIMIT", "NormalizedStamps", "Normalizer", "PixelScale", "Sky", "measure_sky"]
-
-FILL_VALUE_LIMIT = 1e18
-"""Magnitude from which a finite value is a fill value (-3.4e38 in ZTF templates), not light.
-
-Its square still fits in float32.
-"""
+__all__ = ["NOISE_FLOOR", "NormalizedStamps", "Normalizer", "PixelScale", "Sky"]
 
 NOISE_FLOOR = 1e-4
 """Smallest propagated noise: far above float32 rounding, so no pixel weighs infinitely much."""
 
 LARGEST_EXPONENT = 40.0
 """Where the inverse stretches stop growing: a pixel of 1e17 noises, whose square is finite."""
-
-MAD_TO_STD = 1.4826022185056018
-"""Standard deviation of a Gaussian over its median absolute deviation."""
 
 
 class Sky(NamedTuple):
@@ -122,7 +114,17 @@ class Normalizer:
             good &= raw < self._per_band("saturation", raw)
         return good
 
-    def __call__(self, raw: Tensor, sky: Sky | None = None) -> NormalizedStamps:
+    def sky(self, raw: Tensor, mask: Tensor) -> Sky:
+        """Background of the good pixels of ``raw``, (B, C, H, W), as `measure_sky` has it.
+
+        Measured on the CPU, wherever the pixels are.
+        """
+        level, noise = measure_sky(raw.detach().cpu().numpy(), mask.cpu().numpy())
+        return Sky(torch.from_numpy(level).to(raw.device), torch.from_numpy(noise).to(raw.device))
+
+    def __call__(
+        self, raw: Tensor, sky: Sky | None = None, noise: Tensor | None = None
+    ) -> NormalizedStamps:
         """Normalise a batch.
 
         Parameters
@@ -131,26 +133,34 @@ class Normalizer:
             Pixels as the file holds them.
         sky : Sky, optional
             Measured before with `measure_sky`; measured here if absent.
+        noise : Tensor, shape (B, C, H, W), float32, optional
+            Standard deviation of each pixel in raw units, in place of sky noise and ``gain``.
+            Pixels where it is not finite or not positive are masked.
         """
         mask = self.good_pixels(raw)
+        if noise is not None:
+            mask &= (noise > 0) & (noise < FILL_VALUE_LIMIT)
         if sky is None:
-            sky = measure_sky(raw, mask)
+            sky = self.sky(raw, mask)
         level, sky_noise = (value[:, :, None, None] for value in sky)
         clean = raw.where(mask, level)
         scale = self._scale(clean, mask, PixelScale(level, sky_noise))
         t = (clean - scale.zero) / scale.unit
-        noise = sky_noise / scale.unit
-        if self.gain is not None:
+        if noise is not None:
+            std = noise.where(mask, sky_noise) / scale.unit
+        elif self.gain is not None:
             signal = (clean - level).clamp(min=0) / scale.unit
             poisson = signal / (self._per_band("gain", raw) * scale.unit)
-            noise = (noise.square() + poisson).sqrt()
-        noise = noise * self._slope(t)
+            std = ((sky_noise / scale.unit).square() + poisson).sqrt()
+        else:
+            std = sky_noise / scale.unit
+        std = std * self._slope(t)
         image = t
         if self.stretch != "minmax":
             image = _STRETCHES[self.stretch].forward(t, self.softening)
         zero, one = image.new_zeros(()), image.new_ones(())
-        noise = noise.clamp(min=NOISE_FLOOR).where(mask, one)
-        return NormalizedStamps(image.where(mask, zero), mask, noise, scale)
+        std = std.clamp(min=NOISE_FLOOR).where(mask, one)
+        return NormalizedStamps(image.where(mask, zero), mask, std, scale)
 
     def invert(self, image: Tensor, scale: PixelScale) -> Tensor:
         """Raw pixels of a normalised ``image`` (B, C, H, W): the inverse of `__call__`.
@@ -196,63 +206,24 @@ class Normalizer:
             low.where(low.isfinite(), sky.zero), span.where(usable, span.new_ones(()))
         )
 
-    def _per_band(self, key: str, raw: Tensor) -> Tensor:
+    def per_band(self, key: str, n_bands: int) -> list[float]:
+        """One value of ``gain`` or ``saturation`` for each of ``n_bands`` bands, if it is set.
+
+        Raises
+        ------
+        InputError
+            If it has another number of values.
+        """
         values = _as_list(getattr(self, key))
-        n_bands = raw.shape[1]
         if len(values) not in (1, n_bands):
             raise InputError(
                 f"data.normalize.{key} has {len(values)} values but the stamps have {n_bands} "
                 "bands; give one value, or one for each band"
             )
-        return raw.new_tensor(values)[:, None, None]
+        return values * n_bands if len(values) == 1 else values
 
-
-def measure_sky(raw: Tensor, mask: Tensor, *, n_clips: int = 3, clip: float = 3.0) -> Sky:
-    """Median and MAD-based noise of each stamp and band, sources clipped away.
-
-    Parameters
-    ----------
-    raw : Tensor, shape (B, C, H, W), float32
-        Pixels in raw units.
-    mask : Tensor, shape (B, C, H, W), bool
-        True where good.
-    n_clips : int
-        How often pixels further than ``clip`` noises from the median are set aside.
-    clip : float
-        Clipping distance in units of the noise.
-
-    Returns
-    -------
-    Sky
-        Level 0 and noise 1 for a band without a good pixel. Where the MAD is zero (more than half
-        of the pixels are equal) the noise is the standard deviation, or 1 if that is zero as well.
-    """
-    shape = raw.shape[:2]
-    pixels = raw.flatten(2).flatten(0, 1)
-    good = mask.flatten(2).flatten(0, 1)
-    ordered = pixels.where(good, pixels.new_tensor(torch.inf)).sort(dim=1).values
-    count = good.sum(1)
-    first, last = torch.zeros_like(count), count
-    level, noise = _median_and_mad(ordered, first, last)
-    for _ in range(n_clips):
-        # sorted once: what lies within the clip is a range of positions, never a new array
-        reach = (clip * noise)[:, None]
-        first = torch.searchsorted(ordered, level[:, None] - reach)[:, 0]
-        last = torch.searchsorted(ordered, level[:, None] + reach, right=True)[:, 0].minimum(count)
-        clipped_level, clipped_noise = _median_and_mad(ordered, first, last)
-        # a MAD of zero would clip everything but one value away
-        keep = noise > 0
-        level, noise = clipped_level.where(keep, level), clipped_noise.where(keep, noise)
-    empty, flat = count == 0, noise <= 0
-    if bool(flat.any()):
-        spread = _std(pixels, good)
-        noise = noise.where(~flat, spread.where(spread > 0, spread.new_ones(())))
-    # a noise-free simulation has wings of 1e-32: no pixel may lie so far out that its square
-    # leaves float32
-    reach = _at(ordered, count - 1) - ordered[:, 0]
-    noise = noise.maximum(reach / FILL_VALUE_LIMIT)
-    zero, one = level.new_zeros(()), level.new_ones(())
-    return Sky(level.where(~empty, zero).view(shape), noise.where(~empty, one).view(shape))
+    def _per_band(self, key: str, raw: Tensor) -> Tensor:
+        return raw.new_tensor(self.per_band(key, raw.shape[1]))[:, None, None]
 
 
 class _Stretch(NamedTuple):
@@ -276,52 +247,6 @@ _STRETCHES = {
         lambda y, a: a * y.sign() * (y.abs() / a).clamp(max=LARGEST_EXPONENT).expm1(),
     ),
 }
-
-
-def _median_and_mad(ordered: Tensor, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Median and scaled MAD of positions ``first`` to ``last`` (exclusive) of each sorted row."""
-    count = last - first
-    level = 0.5 * (_at(ordered, first + (count - 1) // 2) + _at(ordered, first + count // 2))
-    mad = 0.5 * (
-        _nth_deviation(ordered, level, first, last, (count - 1) // 2 + 1)
-        + _nth_deviation(ordered, level, first, last, count // 2 + 1)
-    )
-    return level, MAD_TO_STD * mad
-
-
-def _nth_deviation(
-    ordered: Tensor, level: Tensor, first: Tensor, last: Tensor, n: Tensor
-) -> Tensor:
-    """The n-th smallest distance from ``level`` in each sorted row, without another sort.
-
-    The n nearest values are neighbours in the row. As a window of n values moves right, its left
-    edge comes nearer to the level and its right edge goes away: bisect for where they balance.
-    """
-    low, high = first, (last - n).maximum(first)
-    for _ in range(ordered.shape[1].bit_length()):
-        middle = (low + high) // 2
-        balanced = _at(ordered, middle + n - 1) - level >= level - _at(ordered, middle)
-        low, high = low.where(balanced, (middle + 1).minimum(high)), middle.where(balanced, high)
-
-    def reach(start: Tensor) -> Tensor:
-        right, left = _at(ordered, start + n - 1) - level, level - _at(ordered, start)
-        return right.maximum(left)
-
-    return reach(low).minimum(reach((low - 1).maximum(first)))
-
-
-def _at(ordered: Tensor, position: Tensor) -> Tensor:
-    """One value of each row."""
-    return ordered.gather(1, position.clamp(0, ordered.shape[1] - 1)[:, None])[:, 0]
-
-
-def _std(pixels: Tensor, good: Tensor) -> Tensor:
-    """Standard deviation of the good pixels of each row."""
-    values = pixels.double().where(good, pixels.new_zeros((), dtype=torch.float64))
-    n_good = good.sum(1).clamp(min=1)
-    mean = values.sum(1) / n_good
-    deviation = (values - mean[:, None]).where(good, values.new_zeros(()))
-    return (deviation.square().sum(1) / n_good).sqrt().to(pixels.dtype)
 
 
 def _as_list(value: float | Sequence[float] | None) -> list[float]:

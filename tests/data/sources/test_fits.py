@@ -17,6 +17,7 @@ from astropy.io import fits as pyfits
 from vae_astro.data.sources import files as files_module
 from vae_astro.data.sources import fits as fits_module
 from vae_astro.data.sources.fits import FitsReader
+from vae_astro.data.sources.root import open_root
 from vae_astro.data.stamp import Reject, Stamp
 from vae_astro.errors import InputError
 
@@ -63,14 +64,14 @@ def with_cards(raw: bytes, **values: int) -> bytes:
 
 
 @pytest.fixture
-def read(tmp_path):
+def read(tmp_path, read_all):
     """Write bytes to a file below the root and read it."""
 
     def read(raw: bytes, name: str = "m31.fits", **settings) -> list[Stamp | Reject]:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(raw)
-        return list(FitsReader(**settings).read(path, tmp_path))
+        return read_all(FitsReader(**settings), tmp_path)
 
     return read
 
@@ -154,7 +155,6 @@ def test_packed_files_give_the_same_pixels(read, tmp_path, name, pack):
     stamp = only(read(pack(image_bytes()), name))
     assert_same_bits(stamp.pixels[0], FLOATS)
     assert (stamp.id, stamp.object_id, stamp.source) == ("m31", "m31", name)
-    assert FitsReader().find(tmp_path) == [tmp_path / name]
 
 
 @pytest.mark.parametrize("algorithm", ["RICE_1", "GZIP_1", "GZIP_2", "PLIO_1"])
@@ -539,26 +539,35 @@ def test_only_the_truncated_extension_of_a_file_is_lost(read):
     assert (reject.source, reject.reason) == ("m31.fits[3]", "truncated file")
 
 
-def test_a_file_that_is_gone_is_rejected(tmp_path):
-    reject = only(list(FitsReader().read(tmp_path / "gone.fits", tmp_path)))
-    assert (reject.source, reject.reason) == ("gone.fits", "vanished")
+def test_a_file_that_changed_or_vanished_since_it_was_listed_is_rejected(tmp_path):
+    names = ["a.fits", "b.fits", "c.fits", "d.fits"]
+    for name in names:
+        (tmp_path / name).write_bytes(image_bytes())
+    root = open_root(str(tmp_path))
+    sources = FitsReader().find(root)
+    (tmp_path / "b.fits").unlink()
+    (tmp_path / "c.fits").write_bytes(image_bytes(INTEGERS))
+    found = list(FitsReader().read(sources, root))
+    # The stamps before and after come as blocks of one.
+    sources_found = [item.source if isinstance(item, Reject) else item.source[0] for item in found]
+    assert sources_found == names
+    reasons = [getattr(item, "reason", "") for item in found]
+    assert reasons == ["", "vanished", "changed", ""]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_rejected(read, tmp_path):
+def test_a_file_without_permission_is_rejected(read_all, tmp_path):
     (tmp_path / "m31.fits").write_bytes(image_bytes())
     (tmp_path / "m31.fits").chmod(0)
-    reject = only(list(FitsReader().read(tmp_path / "m31.fits", tmp_path)))
-    assert reject.reason == "vanished"
+    assert only(read_all(FitsReader(), tmp_path)).reason == "vanished"
 
 
-def test_a_pipe_is_rejected_and_not_waited_for(tmp_path):
+def test_a_pipe_is_rejected_and_not_waited_for(read_all, tmp_path):
     os.mkfifo(tmp_path / "pipe.fits")
-    reject = only(list(FitsReader().read(tmp_path / "pipe.fits", tmp_path)))
-    assert reject.reason == "not a regular file"
+    assert only(read_all(FitsReader(), tmp_path)).reason == "not a regular file"
 
 
-def test_links_are_followed_inside_the_root_only(tmp_path):
+def test_links_are_followed_inside_the_root_only(read_all, tmp_path):
     root, outside = tmp_path / "root", tmp_path / "outside.fits"
     root.mkdir()
     outside.write_bytes(image_bytes())
@@ -566,8 +575,7 @@ def test_links_are_followed_inside_the_root_only(tmp_path):
     (root / "b.fits").symlink_to("a.fits")
     (root / "c.fits").symlink_to(outside)
     (root / "d.fits").symlink_to("d.fits")
-    paths = FitsReader().find(root)
-    found = {path.name: only(list(FitsReader().read(path, root))) for path in paths}
+    found = {item.source: item for item in read_all(FitsReader(), root)}
     assert_same_bits(found["b.fits"].pixels[0], FLOATS)
     assert found["c.fits"].reason == "outside the root"
     assert isinstance(found["d.fits"], Reject)
@@ -594,18 +602,25 @@ def test_fits_files_of_every_ending_are_found_and_alerts_are_pointed_out(tmp_pat
     names = ["B.FITS", "a.fit", "c.fts", "d.fits.gz", "e.fits.fz", "f.fits.bz2", "notes.txt"]
     for name in names:
         (tmp_path / name).touch()
-    assert FitsReader().find(tmp_path) == [tmp_path / name for name in names[:-1]]
+    found = FitsReader().find(open_root(str(tmp_path)))
+    assert [source.name for source in found] == names[:-1]
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "b.avro").touch()
     with pytest.raises(InputError, match=r"holds 1 file, none ending in \.fits.*data=alerts"):
-        FitsReader().find(tmp_path / "only")
+        FitsReader().find(open_root(str(tmp_path / "only")))
 
 
-def test_a_single_file_is_its_own_root(tmp_path):
+def test_a_single_file_is_its_own_root(read_all, tmp_path):
     path = tmp_path / "m31.fits"
     path.write_bytes(image_bytes())
-    assert FitsReader().find(path) == [path]
-    assert only(list(FitsReader().read(path, path))).source == "m31.fits"
+    assert only(read_all(FitsReader(), path)).source == "m31.fits"
+
+
+def test_the_size_of_a_file_says_how_much_a_source_will_take(tmp_path):
+    (tmp_path / "m31.fits").write_bytes(image_bytes())
+    source = only(FitsReader().find(open_root(str(tmp_path))))
+    assert source.n_bytes == len(image_bytes())
+    assert not FitsReader().has_noise
 
 
 def test_a_file_deep_below_the_root_is_named_by_its_way_there(read):
@@ -630,8 +645,8 @@ def test_a_setting_out_of_range_names_its_key(settings, key):
 
 
 @pytest.mark.real_data
-def test_a_survey_plate_equals_astropy_bit_for_bit(real_data: Path):
+def test_a_survey_plate_equals_astropy_bit_for_bit(read_all, real_data: Path):
     path = real_data / "sky_images" / "M6707HH.fits"
-    stamp = only(list(FitsReader().read(path, real_data)))
+    stamp = only(read_all(FitsReader(), path))
     assert stamp.pixels.shape == (1, 1059, 1059)
     assert_same_bits(stamp.pixels[0], pyfits.getdata(path))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import Any, BinaryIO, NamedTuple
 
@@ -19,9 +19,12 @@ from isal import isal_zlib
 
 from vae_astro.data.sources.avro_record import RecordDecoder, read_long
 from vae_astro.data.sources.files import RefusedError
+from vae_astro.data.sources.reader import Source
+from vae_astro.data.sources.root import Root
 
-__all__ = ["MAX_BLOCK_BYTES", "numbered_records", "read_records"]
+__all__ = ["MAX_BLOCK_BYTES", "numbered_records", "packets", "read_records"]
 
+IN_MEMORY_BYTES = 2**24  # a larger file is read block by block
 MAX_BLOCK_BYTES = 2**28  # largest block once unpacked
 MAX_SCHEMA_BYTES = 2**22
 N_KNOWN_HEADERS = 16
@@ -41,6 +44,11 @@ _HEADER_SCHEMA = parse_schema(
 )
 
 
+Records = Callable[
+    [BinaryIO, int, tuple[str, ...]], Iterator[tuple[str, dict[str, Any] | Exception]]
+]
+
+
 class _Header(NamedTuple):
     """What stands before the marker of a file, and what was made of it."""
 
@@ -51,6 +59,41 @@ class _Header(NamedTuple):
 
 
 _known_headers: deque[_Header] = deque(maxlen=N_KNOWN_HEADERS)
+
+
+def packets(
+    sources: Sequence[Source], root: Root, wanted: tuple[str, ...], records: Records | None = None
+) -> Iterator[tuple[str, dict[str, Any] | Exception]]:
+    """The records of Avro files, each with its source, or what was in the way of reading one.
+
+    Parameters
+    ----------
+    sources, root
+        The files.
+    wanted : tuple of str
+        Fields to read; see `RecordDecoder`.
+    records : callable, optional
+        Reads one file, as `numbered_records` does by default.
+    """
+    records = records or numbered_records
+    files = [source.files[0] for source in sources]
+    contents = root.read_many([f for f in files if f.n_bytes <= IN_MEMORY_BYTES], IN_MEMORY_BYTES)
+    for file in files:
+        if file.n_bytes <= IN_MEMORY_BYTES:
+            content = next(contents)
+            if not isinstance(content, bytes):
+                yield file.name, content
+                continue
+            stream: BinaryIO = BytesIO(content)
+        else:
+            try:
+                stream = root.open(file)
+            except Exception as error:
+                yield file.name, error
+                continue
+        with stream:
+            for place, record in records(stream, file.n_bytes, wanted):
+                yield file.name + place, record
 
 
 def numbered_records(

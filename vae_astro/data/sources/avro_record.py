@@ -56,21 +56,24 @@ class RecordDecoder:
         tree = json.loads(schema)
         _check_depth(tree)
         names: Names = {}
-        self._schema = parse_schema(tree, names)
-        kind = _kind(self._schema)
+        parsed: Any = parse_schema(tree, names)
+        kind = _kind(parsed)
         if kind != "record":
             raise RefusedError("unreadable", f"the Avro item is a {kind}, expected a record")
-        _Weight(names).least_bytes(self._schema)
+        _Weight(names).least_bytes(parsed)
+        self._schema: dict[str, Any] = parsed
         self._wanted = tuple((path, *path.rpartition(".")[::2]) for path in wanted)
         self._steps: list[Any] = []
-        for kind, parts in groupby(_parts(self._schema, "", frozenset(wanted), names), type):
-            if kind is bytes:
-                self._steps.append(re.compile(b"".join(parts), re.DOTALL))
-            elif kind is dict:
+        parts = _parts(self._schema, "", frozenset(wanted), names)
+        for part_type, group in groupby(parts, type):
+            run: list[Any] = list(group)
+            if part_type is bytes:
+                self._steps.append(re.compile(b"".join(run), re.DOTALL))
+            elif part_type is dict:
                 # The copy keeps fastavro's mark that the schema is parsed.
-                self._steps.append({**self._schema, "fields": list(parts)})
+                self._steps.append({**self._schema, "fields": run})
             else:
-                self._steps.extend(parts)
+                self._steps.extend(run)
 
     def read(self, data: bytes, start: int) -> tuple[dict[str, Any], int]:
         """The record that begins at byte ``start``.
@@ -90,12 +93,13 @@ class RecordDecoder:
             Whatever else fastavro makes of damaged data.
         """
         place = start
-        record: dict[str, Any] = {}
+        record: Any = {}
         stream = BytesIO(data)
         for step in self._steps:
             if isinstance(step, dict):
                 stream.seek(place)
-                record.update(schemaless_reader(stream, step, None))
+                fields: Any = schemaless_reader(stream, step, None)
+                record.update(fields)
                 place = stream.tell()
                 continue
             match = step.match(data, place)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from io import BytesIO
-from pathlib import Path
+from itertools import pairwise
 from types import EllipsisType
 from typing import Any, BinaryIO, Literal
 
@@ -20,9 +21,6 @@ from vae_astro.data.sources.files import (
     MAX_UNPACKED_BYTES,
     RefusedError,
     as_reject,
-    check_file,
-    find_files,
-    source_name,
     unpack,
 )
 from vae_astro.data.sources.headers import (
@@ -33,7 +31,12 @@ from vae_astro.data.sources.headers import (
     quiet_astropy,
     scan_headers,
 )
-from vae_astro.data.stamp import Reject, Stamp
+from vae_astro.data.sources.plain_chunks import Chunk, read_chunks
+from vae_astro.data.sources.plain_fits import PlainReader, plain_image
+from vae_astro.data.sources.plain_stamps import Identity
+from vae_astro.data.sources.reader import Source
+from vae_astro.data.sources.root import FileVersion, Root
+from vae_astro.data.stamp import LARGEST_STAMP, Reject, StampBlock
 from vae_astro.errors import InputError
 from vae_astro.settings import check_text
 
@@ -45,10 +48,14 @@ FITS_SUFFIXES = (
 )
 MAX_BANDS_AUTO = 6  # first axis up to which a cube is taken for the bands of one object
 IN_MEMORY_BYTES = 2**26  # a larger uncompressed file is read piece by piece from disk
+MAX_READERS = 16  # whose templates are remembered
 _LABELS = ["CLASS", "LABEL"]
 _SUFFIX = re.compile(r"(\.(fits|fit|fts))?(\.(gz|bz2|fz))?$", re.IGNORECASE)
 
 Layout = tuple[int, int, int, int]  # stamps, bands, rows, columns
+Item = StampBlock | Reject
+
+_of_thread = threading.local()  # a template has a WCS whose numbers are set image by image
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class FitsReader:
     cube: Literal["auto", "bands", "stamps"] = "auto"
     id_keyword: str | None = None
     label_keyword: str | None = None
-    max_pixels: int = 4096 * 4096
+    max_pixels: int = LARGEST_STAMP**2
 
     def __post_init__(self) -> None:
         unfit = isinstance(self.hdu, bool) or not isinstance(self.hdu, int | str | None)
@@ -108,25 +115,92 @@ class FitsReader:
     def band_names(self) -> None:
         """None: only the files can tell how many bands there are."""
 
-    def find(self, root: Path) -> list[Path]:
-        """Every FITS file below ``root``, or ``root`` itself if it is one; see `find_files`."""
-        advice = "These are alert packets: use data=alerts"
-        return find_files(root, FITS_SUFFIXES, (".avro",), advice)
+    @property
+    def has_noise(self) -> bool:
+        """False: no plane is taken for the noise of another."""
+        return False
 
-    def read(self, path: Path, root: Path) -> Iterator[Stamp | Reject]:
-        """All stamps of one file, in file order; what cannot be read becomes a `Reject`."""
-        name = source_name(path, root)
+    def find(self, root: Root) -> list[Source]:
+        """One source for each FITS file below ``root``; see `Root.find`."""
+        advice = "These are alert packets: use data=alerts"
+        files = root.find(FITS_SUFFIXES, (".avro",), advice)
+        return [Source((file,), n_bytes=file.n_bytes) for file in files]
+
+    def read(self, sources: Sequence[Source], root: Root) -> Iterator[Item]:
+        """All stamps of some files, in file order; what cannot be read becomes a `Reject`.
+
+        Stamps of plain images come in blocks whose memory is used again for the next one.
+        """
+        plain = self._plain_reader()
+        memory: dict[tuple[int, ...], np.ndarray] = {}
+        for chunk in read_chunks(sources, root, IN_MEMORY_BYTES):
+
+            def others(item: Any, chunk: Chunk = chunk) -> Iterator[Item]:
+                if isinstance(item, Reject):
+                    yield item
+                elif isinstance(item, FileVersion):
+                    yield from self._read_from_disk(item, root)
+                elif isinstance(item, tuple):
+                    yield from self._read_stream(item[0], BytesIO(item[1]))
+                else:
+                    content = BytesIO(chunk.content(item))
+                    yield from self._read_stream(chunk.names[item], content)
+
+            yield from plain.read(chunk, others, memory)
+
+    def _plain_reader(self) -> PlainReader:
+        """The one of this thread that remembers what headers look like."""
+        readers: dict[FitsReader, PlainReader] = _of_thread.__dict__.setdefault("readers", {})
+        if self not in readers:
+            if len(readers) == MAX_READERS:
+                del readers[next(iter(readers))]
+            labels = [self.label_keyword] if self.label_keyword else _LABELS
+            identity = Identity(
+                keyword=(self.id_keyword or "OBJID").upper(),
+                is_required=self.id_keyword is not None,
+                label_keywords=tuple(label.upper() for label in labels),
+                stem=_stem,
+            )
+            everything = replace(self, hdu=None)
+            readers[self] = PlainReader(
+                self.hdu, identity, self._is_one_stamp, everything._read_stream
+            )
+        return readers[self]
+
+    def _is_one_stamp(self, shape: tuple[int, ...]) -> bool:
+        """Whether an image of this shape is a single stamp of an allowed size."""
         try:
-            with _open(path, root) as stream:
-                hdus, lost = scan_headers(stream)
-                images = [number for number, hdu in enumerate(hdus) if _holds_image(hdu)]
-                with quiet_astropy():
-                    chosen = self._choose(hdus, images, lost)
-                for number in chosen:
-                    suffix = f"[{number}]" if len(images) > 1 else ""
-                    yield from self._read_image(hdus, number, name, suffix, stream)
-                if lost is not None and self.hdu is None:
-                    raise lost
+            n_stamps, *stamp_shape = self._layout(shape)
+        except RefusedError:
+            return False
+        return n_stamps == 1 and math.prod(stamp_shape) <= self.max_pixels
+
+    def _read_from_disk(self, file: FileVersion, root: Root) -> Iterator[Item]:
+        """All stamps of a file that is too large for memory, unless it is packed."""
+        try:
+            with root.open(file) as stream:
+                packed = stream.read(3).startswith(GZIP_OR_BZIP2)
+                stream.seek(0)
+                if packed and file.n_bytes > MAX_UNPACKED_BYTES:
+                    detail = f"{file.n_bytes} compressed bytes; unpack it first"
+                    raise RefusedError("too large", detail)
+                unpacked = BytesIO(unpack(stream.read())) if packed else stream
+                yield from self._read_stream(file.name, unpacked)
+        except Exception as error:
+            yield as_reject(file.name, error)
+
+    def _read_stream(self, name: str, stream: BinaryIO) -> Iterator[Item]:
+        """All stamps of an unpacked file, by astropy."""
+        try:
+            hdus, lost = scan_headers(stream)
+            images = [number for number, hdu in enumerate(hdus) if _holds_image(hdu)]
+            with quiet_astropy():
+                chosen = self._choose(hdus, images, lost)
+            for number in chosen:
+                suffix = f"[{number}]" if len(images) > 1 else ""
+                yield from self._read_image(hdus, number, name, suffix, stream)
+            if lost is not None and self.hdu is None:
+                raise lost
         except Exception as error:
             yield as_reject(name, error)
 
@@ -139,7 +213,7 @@ class FitsReader:
         if isinstance(self.hdu, int):
             number = self.hdu if self.hdu < len(hdus) else None
         else:
-            names = [str(hdu.name).upper() for hdu in hdus]
+            names = [str(hdu.name).strip().upper() for hdu in hdus]
             wanted = self.hdu.strip().upper()
             number = names.index(wanted) if wanted in names else None
         if number is None:
@@ -154,8 +228,8 @@ class FitsReader:
 
     def _read_image(
         self, hdus: list[Any], number: int, name: str, suffix: str, stream: BinaryIO
-    ) -> Iterator[Stamp | Reject]:
-        """The stamps of one image HDU."""
+    ) -> Iterator[Item]:
+        """The stamps of one image HDU: one by one, or a cube's in blocks."""
         source, hdu = name + suffix, hdus[number]
         try:
             with quiet_astropy():
@@ -170,23 +244,27 @@ class FitsReader:
             for first in range(0, n_stamps, n_block):
                 block = slice(first, min(first + n_block, n_stamps)) if n_stamps > 1 else ...
                 stamps = _pixels(hdu, block).reshape(-1, *stamp_shape)
-                for k, pixels in enumerate(stamps, start=first):
-                    plane = f"[{k}]" if n_stamps > 1 else ""
-                    place = f"[{number}]{plane}" if plane else suffix
-                    if not np.isfinite(pixels).any():
-                        detail = f"none of {pixels.size} pixels is finite"
-                        yield as_reject(name + place, RefusedError("all pixels bad", detail))
+                for planes, good in _alike(np.isfinite(stamps).any(axis=(1, 2, 3))):
+                    whole = range(first + planes.start, first + planes.stop)
+                    places = [f"[{k}]" if n_stamps > 1 else "" for k in whole]
+                    sources = [name + (f"[{number}]{p}" if p else suffix) for p in places]
+                    if not good:
+                        detail = f"none of {math.prod(stamp_shape)} pixels is finite"
+                        error = RefusedError("all pixels bad", detail)
+                        yield from (as_reject(source, error) for source in sources)
                         continue
-                    id = text + (plane if origin == "image" else place)
-                    yield Stamp(
-                        pixels=pixels.copy() if plane else pixels,
-                        id=id,
-                        object_id=id if origin == "file" else text,
-                        source=name + place,
-                        ra=ra,
-                        dec=dec,
-                        label=label,
-                        seeing=seeing,
+                    tails = places if origin == "image" else [s[len(name) :] for s in sources]
+                    ids = [text + tail for tail in tails]
+                    n = len(ids)
+                    yield StampBlock(
+                        pixels=stamps[planes],
+                        id=ids,
+                        object_id=ids if origin == "file" else [text] * n,
+                        source=sources,
+                        label=[label] * n,
+                        ra=np.full(n, ra),
+                        dec=np.full(n, dec),
+                        seeing=np.full(n, seeing),
                     )
         except Exception as error:
             yield as_reject(source, error)
@@ -219,7 +297,7 @@ class FitsReader:
                 "no identifier",
                 f"the header has no {keyword}; change data.id_keyword, or null to use file names",
             )
-        return _SUFFIX.sub("", name.rpartition("/")[2]), "file"
+        return _stem(name), "file"
 
 
 def first_image(raw: bytes, max_pixels: int, max_bytes: int = MAX_UNPACKED_BYTES) -> np.ndarray:
@@ -242,7 +320,14 @@ def first_image(raw: bytes, max_pixels: int, max_bytes: int = MAX_UNPACKED_BYTES
     RefusedError
         If it is no FITS file, is truncated, holds no 2-D image or claims too much.
     """
-    stream = BytesIO(unpack(raw, max_bytes))
+    content = unpack(raw, max_bytes)
+    pixels = plain_image(content, max_pixels, _first_image)
+    return _first_image(content, max_pixels) if pixels is None else pixels
+
+
+def _first_image(content: bytes, max_pixels: int) -> np.ndarray:
+    """`first_image` of an unpacked file, by astropy."""
+    stream = BytesIO(content)
     hdus, lost = scan_headers(stream)
     for hdu in hdus:
         if _holds_image(hdu):
@@ -254,17 +339,16 @@ def first_image(raw: bytes, max_pixels: int, max_bytes: int = MAX_UNPACKED_BYTES
         raise lost or RefusedError("no image", f"holds {_listing(hdus)}, expected an image")
 
 
-def _open(path: Path, root: Path) -> BinaryIO:
-    """The unpacked file: in memory if it is small or compressed, else on disk."""
-    n_bytes = check_file(path, root)
-    if n_bytes > IN_MEMORY_BYTES:
-        with path.open("rb") as stream:
-            packed = stream.read(3).startswith(GZIP_OR_BZIP2)
-        if not packed:
-            return path.open("rb")
-        if n_bytes > MAX_UNPACKED_BYTES:
-            raise RefusedError("too large", f"{n_bytes} compressed bytes; unpack it first")
-    return BytesIO(unpack(path.read_bytes()))
+def _stem(name: str) -> str:
+    """Name of a file without folders and suffix."""
+    return _SUFFIX.sub("", name.rpartition("/")[2])
+
+
+def _alike(flags: np.ndarray) -> Iterator[tuple[slice, bool]]:
+    """Runs of equal flags, each with its flag."""
+    edges = [0, *(np.flatnonzero(flags[1:] != flags[:-1]) + 1).tolist(), len(flags)]
+    for first, after in pairwise(edges):
+        yield slice(first, after), bool(flags[first])
 
 
 def _holds_image(hdu: Any) -> bool:

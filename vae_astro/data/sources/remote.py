@@ -8,41 +8,36 @@ variables, or what the driver looks up by itself (``AWS_PROFILE``, ``~/.aws``,
 from __future__ import annotations
 
 import hashlib
-import re
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property, partial
 from io import BytesIO
 from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 from urllib.parse import quote, unquote, urlsplit
 
 from vae_astro.data.sources.files import MAX_UNPACKED_BYTES, RefusedError
+from vae_astro.data.sources.network import as_os_error, hide_secrets, is_transient, retry, words
 from vae_astro.data.sources.root import FileVersion, Root
 from vae_astro.errors import InputError
 
-__all__ = ["RemoteRoot", "hide_secrets"]
+__all__ = ["RemoteRoot"]
 
 N_CONNECTIONS = 16
 BYTES_AHEAD = 2**26  # of files that are read before their turn, beside the one whose turn it is
 BLOCK_BYTES = 2**20  # that an open file fetches at once
-N_ATTEMPTS = 4
-FIRST_WAIT_S = 0.5  # before the second attempt; doubles from there
 TIMEOUT_S = 60.0  # without a single byte
 DEEPEST_FOLDER = 32  # of a web server, whose links may lead in circles
 
 _WEB = ("http", "https")
-_VERSIONS = ("ETag", "etag", "generation", "Content-MD5", "Digest", "mtime", "LastModified") + (
-    "Last-Modified",
-    "updated",
-    "last_modified",
-    "modified",
-    "created",
+_IN_EXTRA = (*_WEB, "s3", "s3a")
+_VERSIONS = (
+    *("ETag", "etag", "generation", "Content-MD5", "Digest", "mtime"),
+    *("LastModified", "Last-Modified", "updated", "last_modified", "modified", "created"),
 )
 """What drivers call that which changes with the content, best first."""
-_TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 T = TypeVar("T")
 Task = TypeVar("Task")
@@ -92,14 +87,14 @@ class RemoteRoot(Root):
             filesystem = self._filesystem()
             if self._is_file:
                 name = unquote(self._base.rpartition("/")[2], errors="surrogateescape")
-                return [self._as_listed(name, _retry(partial(self._info, filesystem, self._top)))]
+                return [self._as_listed(name, retry(partial(self._info, filesystem, self._top)))]
             if self._protocol in _WEB:
                 names = sorted(self._linked_names(filesystem))
                 versions = self._overlapped(names, partial(self._version_or_none, filesystem))
                 return [
                     self._as_listed(name, info) for name, info in zip(names, versions, strict=True)
                 ]
-            found = _retry(partial(filesystem.find, self._base, detail=True))
+            found = retry(partial(filesystem.find, self._base, detail=True))
             if not found and not filesystem.exists(self._base):
                 raise FileNotFoundError(self.address)
         except Exception as error:
@@ -118,9 +113,9 @@ class RemoteRoot(Root):
             )
         try:
             filesystem = self._filesystem()
-            return self._as_listed(name, _retry(partial(self._info, filesystem, self._path(name))))
+            return self._as_listed(name, retry(partial(self._info, filesystem, self._path(name))))
         except Exception as error:
-            raise _as_os_error(error, name) from None
+            raise as_os_error(error, name) from None
 
     def open(self, file: FileVersion) -> BinaryIO:
         """The file, open at its first byte; blocks of 1 MiB are fetched as they are asked for.
@@ -129,7 +124,7 @@ class RemoteRoot(Root):
         """
         try:
             filesystem = self._filesystem()
-            info = _retry(partial(self._checked_info, filesystem, file))
+            info = retry(partial(self._checked_info, filesystem, file))
             if info.get("partial", True):
                 options = {"block_size": BLOCK_BYTES, "cache_type": "blockcache"}
                 path = self._path(file.name)
@@ -139,7 +134,7 @@ class RemoteRoot(Root):
         except RefusedError:
             raise
         except Exception as error:
-            raise _as_os_error(error, file.name) from None
+            raise as_os_error(error, file.name) from None
         return BytesIO(self.read(file, MAX_UNPACKED_BYTES))
 
     def descriptor(self, file: FileVersion) -> NoReturn:
@@ -154,11 +149,11 @@ class RemoteRoot(Root):
 
     def _read(self, filesystem: Any, file: FileVersion, max_bytes: int) -> bytes:
         try:
-            return _retry(partial(self._read_once, filesystem, file, max_bytes))
+            return retry(partial(self._read_once, filesystem, file, max_bytes))
         except RefusedError:
             raise
         except Exception as error:
-            raise _as_os_error(error, file.name) from None
+            raise as_os_error(error, file.name) from None
 
     def read_many(
         self, files: Sequence[FileVersion], max_bytes: int
@@ -202,10 +197,10 @@ class RemoteRoot(Root):
         """Whether the root is one file; asked once."""
         filesystem = self._filesystem()
         if self._protocol not in _WEB:
-            return bool(_retry(partial(filesystem.isfile, self._base)))
+            return bool(retry(partial(filesystem.isfile, self._base)))
         if self._without_query(self._top).endswith("/"):
             return False
-        info = _retry(partial(self._info, filesystem, self._top))
+        info = retry(partial(self._info, filesystem, self._top))
         moved_to = self._without_query(info.get("url", ""))
         return not (moved_to.endswith("/") or info.get("mimetype") == "text/html")
 
@@ -225,23 +220,15 @@ class RemoteRoot(Root):
         import fsspec
         from fsspec.config import conf
 
-        # Listings that are kept would hide a change.
-        options: dict[str, Any] = {"use_listings_cache": False}
-        if self._protocol in _WEB:
-            from aiohttp import ClientTimeout
-
-            # Bytes as they are stored: a .fits.gz must not arrive unpacked.
-            timeout = ClientTimeout(total=None, sock_connect=TIMEOUT_S, sock_read=TIMEOUT_S)
-            given = conf.get(self._protocol, {})
-            options["headers"] = {"Accept-Encoding": "identity", **given.get("headers", {})}
-            client = {"auto_decompress": False, "timeout": timeout}
-            options["client_kwargs"] = client | given.get("client_kwargs", {})
         try:
+            # Listings that are kept would hide a change.
+            options = {"use_listings_cache": False, **self._web_options(conf)}
             return fsspec.filesystem(self._protocol, **options)
         except ImportError as error:
+            command = " (pip install 'vae-astro[remote]')" if self._protocol in _IN_EXTRA else ""
             raise InputError(
                 f"data.root={self.address}: {self._protocol}:// needs a driver that is not "
-                f"installed ({error}); pip install 'vae-astro[remote]'"
+                f"installed{command}: {error}"
             ) from error
         except ValueError as error:
             known = "s3://, gs://, https://, file://"
@@ -250,12 +237,24 @@ class RemoteRoot(Root):
                 f"{known} or another protocol of fsspec ({error})"
             ) from error
 
+    def _web_options(self, conf: dict[str, Any]) -> dict[str, Any]:
+        """Bytes as they are stored (a .fits.gz must not arrive unpacked), and no endless wait."""
+        if self._protocol not in _WEB:
+            return {}
+        from aiohttp import ClientTimeout
+
+        given = conf.get(self._protocol, {})
+        timeout = ClientTimeout(total=None, sock_connect=TIMEOUT_S, sock_read=TIMEOUT_S)
+        client = {"auto_decompress": False, "timeout": timeout, **given.get("client_kwargs", {})}
+        headers = {"Accept-Encoding": "identity", **given.get("headers", {})}
+        return {"headers": headers, "client_kwargs": client}
+
     def _linked_names(self, filesystem: Any) -> Iterator[str]:
         """Files that the pages of a web server link to, at or below the root."""
         folders, seen = [f"{self._base}/"], {f"{self._base}/"}
         while folders:
             folder = folders.pop()
-            for entry in _retry(partial(filesystem.ls, folder, detail=True)):
+            for entry in retry(partial(filesystem.ls, folder, detail=True)):
                 address = entry["name"]
                 path = address[len(self._base) + 1 :]
                 name = unquote(path, errors="surrogateescape")
@@ -273,14 +272,16 @@ class RemoteRoot(Root):
     def _version_or_none(self, filesystem: Any, name: str) -> dict[str, Any]:
         """What is known of a file that was linked to; nothing if it is not there."""
         try:
-            return _retry(partial(self._info, filesystem, self._path(name)))
+            return retry(partial(self._info, filesystem, self._path(name)))
         except Exception:  # reading it will say what is wrong
             return {}
 
     def _as_listed(self, name: str, info: dict[str, Any]) -> FileVersion:
         size = info.get("size")
-        version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
-        return FileVersion(name, int(size or 0), version or f"{size} bytes")
+        version = next((info[key] for key in _VERSIONS if info.get(key)), "")
+        if isinstance(version, datetime):  # some drivers list seconds, and then tell the date
+            version = version.timestamp()
+        return FileVersion(name, int(size or 0), str(version) or f"{size} bytes")
 
     def _checked_info(self, filesystem: Any, file: FileVersion) -> dict[str, Any]:
         """What the server says of a file, if it is the one that was listed."""
@@ -360,65 +361,17 @@ class RemoteRoot(Root):
         if isinstance(error, InputError | MemoryError):
             raise error
         status = getattr(error.__cause__, "status", 404)
-        if isinstance(error, FileNotFoundError) and status == 404 and not _is_transient(error):
+        if isinstance(error, FileNotFoundError) and status == 404 and not is_transient(error):
             raise InputError(
                 f"data.root={self.address} does not exist; give an address that does"
             ) from None
         raise InputError(
-            f"data.root={self.address}: cannot list it: {_words(error)}; passwords and keys are "
+            f"data.root={self.address}: cannot list it: {words(error)}; passwords and keys are "
             "looked up as fsspec's configuration says"
         ) from None
-
-
-def hide_secrets(text: str) -> str:
-    """``text`` with every address in it without user, password and query."""
-    text = re.sub(r"(://)[^/@\s'\"]*@", r"\1", text)
-    return re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\")]*", r"\1", text, flags=re.IGNORECASE)
 
 
 def _is_shown(name: str) -> bool:
     """Whether a name is that of a file, and no folder on its way is hidden."""
     parts = name.rstrip("/").split("/")
     return all(part and not part.startswith(".") for part in parts)
-
-
-def _retry(do: Callable[[], T]) -> T:
-    """What ``do`` returns, tried again where the network or the server failed it."""
-    for attempt in range(1, N_ATTEMPTS):
-        try:
-            return do()
-        except Exception as error:
-            if not _is_transient(error):
-                raise
-        time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
-    return do()
-
-
-def _is_transient(error: BaseException | None) -> bool:
-    """Whether the same request may succeed later; drivers wrap what they got from below."""
-    while error is not None:
-        status = getattr(error, "status", None)
-        if isinstance(status, int):
-            return status in _TRANSIENT_STATUS
-        if isinstance(error, TimeoutError | ConnectionError):
-            return True
-        if type(error).__module__.startswith("aiohttp"):
-            return "InvalidURL" not in type(error).__name__
-        error = error.__cause__
-    return False
-
-
-def _words(error: BaseException) -> str:
-    """What happened, without secrets: what was below, where a driver only says "not found"."""
-    error = error.__cause__ or error
-    tried = f"after {N_ATTEMPTS} attempts: " if _is_transient(error) else ""
-    return hide_secrets(f"{tried}{type(error).__name__}: {error}")
-
-
-def _as_os_error(error: Exception, name: str) -> OSError:
-    """What a driver raised, as the errors of a local file and without secrets."""
-    if isinstance(error, MemoryError):
-        raise error
-    if isinstance(error, FileNotFoundError | PermissionError) and not _is_transient(error):
-        return type(error)(f"{hide_secrets(name)}: {_words(error)}")
-    return OSError(_words(error))

@@ -7,34 +7,34 @@
       rejects.csv          what was set aside: source, reason, detail
       shards/LOT-K.f32     pixels of up to 256 MiB, (N, P, H, W) in native byte order (or ``.f16``)
       shards/LOT-K.arrow   one row a stamp: identity and statistics (Arrow IPC; pandas reads it too)
-      shards/LOT-K.json    what went in: sources, rejects, shapes; written last
+      shards/LOT-K.json    what went in: sources, rejects, the form; written last
 
-A lot is a set of sources that are packed together; its name is a digest of them, so a shard is a
-function of its name and is never changed. A packer writes new shards beside the old ones and then
-replaces the manifest: whoever reads sees the one store or the other.
+A lot is a set of sources that are packed together; its name is a digest of them, with an ``r`` for
+each time it was repaired. So a shard is a function of its name and is never changed. A packer
+writes new shards beside the old ones and then replaces the manifest: whoever reads sees the one
+store or the other.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
-from isal import isal_zlib
 
 from vae_astro.data.sources.reader import Source
 from vae_astro.data.sources.root import FileVersion
 from vae_astro.data.stamp import Reject
+from vae_astro.data.store.whole_file import WholeFile, checksum
 from vae_astro.errors import InputError
 
 __all__ = [
     "FORMAT_VERSION",
+    "HOW_TO_MEND",
     "MANIFEST",
     "REJECTS",
     "SHARDS",
@@ -42,12 +42,10 @@ __all__ = [
     "Form",
     "Lot",
     "Manifest",
+    "RunningDigest",
     "Shard",
     "ShardRecord",
-    "WholeFile",
-    "checksum",
     "digest_of",
-    "file_checksum",
     "lot_of",
 ]
 
@@ -60,8 +58,16 @@ STORED_AS: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
 }
-"""The forms of pixels on disk; see `vae_astro.data.store.shard`."""
-READ_BYTES = 1 << 22
+"""The forms of pixels on disk; see `vae_astro.data.store.float16`."""
+HOW_TO_MEND = (
+    "mend it from the files that it was packed from (python scripts/pack.py action=repair with the "
+    "same data settings), or delete it"
+)
+"""Advice at the end of a message."""
+REPAIRED = "r"
+"""Mark in the name of a lot, one for each repair."""
+
+_SIGNATURE = ',\n "crc32": '
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,11 @@ class Form:
         """Of the files of pixels."""
         return f".f{8 * self.dtype.itemsize}"
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Form:
+        """The form from what ``asdict`` and JSON make of it."""
+        return cls(**{**content, "band_names": tuple(content["band_names"])})
+
 
 @dataclass(frozen=True)
 class Lot:
@@ -115,13 +126,22 @@ class Lot:
     Attributes
     ----------
     name : str
-        Digest of the sources.
+        Digest of the sources, and a mark for each repair.
     sources : tuple of Source
         In the order of their stamps.
     """
 
     name: str
     sources: tuple[Source, ...]
+
+    @property
+    def digest(self) -> str:
+        """Of its sources: its name without the marks of repairs."""
+        return self.name.rstrip(REPAIRED)
+
+    def packed_again(self) -> Lot:
+        """The same sources under another name, for shards that lie beside the earlier ones."""
+        return Lot(self.name + REPAIRED, self.sources)
 
 
 @dataclass(frozen=True)
@@ -130,6 +150,8 @@ class ShardRecord:
 
     Attributes
     ----------
+    form : Form
+        Of the store.
     n_stamps : int
         Its stamps.
     is_last : bool
@@ -142,22 +164,48 @@ class ShardRecord:
         source, reason and detail of what was set aside on the way.
     """
 
+    form: Form
     n_stamps: int
     is_last: bool
     checksums: dict[str, int]
     sources: list[Any]
     rejects: list[list[str]]
 
+    def to_bytes(self) -> bytes:
+        """The content of its file."""
+        return json.dumps({**vars(self), "form": asdict(self.form)}).encode()
+
     @classmethod
-    def read(cls, store: Path, shard: str) -> ShardRecord:
-        """The record of a shard by its name.
+    def from_bytes(cls, raw: bytes) -> ShardRecord:
+        """The inverse of `to_bytes`.
 
         Raises
         ------
-        OSError, ValueError, TypeError
-            If it is not there or damaged.
+        ValueError, KeyError, TypeError
+            If it is not one.
         """
-        return cls(**json.loads((store / SHARDS / f"{shard}.json").read_bytes()))
+        content = json.loads(raw)
+        return cls(**{**content, "form": Form.from_json(content["form"])})
+
+    @classmethod
+    def read(cls, store: Path, shard: Shard) -> ShardRecord:
+        """The record of a shard of a store.
+
+        Raises
+        ------
+        InputError
+            If it is not as it was written.
+        """
+        name = f"{SHARDS}/{shard.name}.json"
+        try:
+            raw = (store / name).read_bytes()
+            if checksum(raw) != shard.record_checksum:
+                raise ValueError("its checksum is another")
+            return cls.from_bytes(raw)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{store} is a damaged stamp store: cannot read {name} ({error}); {HOW_TO_MEND}"
+            ) from error
 
     def lot_sources(self) -> tuple[Source, ...]:
         """The sources as the reader listed them."""
@@ -239,11 +287,8 @@ class Manifest:
             "n_rejected": self.n_rejected,
             **asdict(self),
         }
-        body = json.dumps(content, indent=1)
-        # The checksum is that of everything before it, so that a flipped bit anywhere is noticed.
-        signed = f'{body[:-2]},\n "crc32": {checksum(body.encode())}\n}}'
         with WholeFile(store / MANIFEST) as file:
-            file.write(signed.encode())
+            file.write(_signed(json.dumps(content, indent=1)))
 
     @classmethod
     def read(cls, store: Path) -> Manifest:
@@ -255,29 +300,32 @@ class Manifest:
             If there is none, it is damaged, or it is one of another format.
         """
         try:
-            text = (store / MANIFEST).read_text()
-            content = json.loads(text)
-            if not isinstance(content, dict) or "format_version" not in content:
-                raise ValueError("no format_version")
-            if content["format_version"] != FORMAT_VERSION:
-                raise InputError(
-                    f"{store} is a stamp store of format {content['format_version']}, this version "
-                    f"reads {FORMAT_VERSION}; delete it or set data.store_dir to another folder"
+            raw = (store / MANIFEST).read_bytes()
+            content = json.loads(raw)
+            version = content["format_version"]
+            if version == FORMAT_VERSION:
+                if _signed(raw.decode().rpartition(_SIGNATURE)[0] + "\n}") != raw:
+                    raise ValueError("its checksum is another")
+                return cls(
+                    packed_from=content["packed_from"],
+                    sources_digest=content["sources_digest"],
+                    form=Form.from_json(content["form"]),
+                    shards=tuple(Shard(**shard) for shard in content["shards"]),
                 )
-            body, _, tail = text.rpartition(',\n "crc32": ')
-            if checksum(f"{body}\n}}".encode()) != int(tail[:-2]):
-                raise ValueError("its checksum is another")
-            form = dict(content["form"], band_names=tuple(content["form"]["band_names"]))
-            return cls(
-                packed_from=content["packed_from"],
-                sources_digest=content["sources_digest"],
-                form=Form(**form),
-                shards=tuple(Shard(**shard) for shard in content["shards"]),
-            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{store} is not a complete stamp store ({error}); delete it"
+                f"{store} is not a complete stamp store: cannot read {MANIFEST} ({error}); "
+                f"{HOW_TO_MEND}"
             ) from error
+        raise InputError(
+            f"{store} is a stamp store of format {version}, this version reads {FORMAT_VERSION}; "
+            "delete it or set data.store_dir to another folder"
+        )
+
+
+def _signed(text: str) -> bytes:
+    """A JSON object with the checksum of itself as its last entry."""
+    return f"{text[:-2]}{_SIGNATURE}{checksum(text.encode())}\n}}".encode()
 
 
 def lot_of(sources: Iterable[Source]) -> Lot:
@@ -288,63 +336,23 @@ def lot_of(sources: Iterable[Source]) -> Lot:
 
 def digest_of(sources: Iterable[Source]) -> str:
     """Name of a list of sources: another one if a file is added, changed or lost."""
-    digest = hashlib.blake2b(digest_size=10)
+    running = RunningDigest()
     for source in sources:
-        digest.update(repr((source.files, source.part)).encode(errors="surrogateescape"))
-    return digest.hexdigest()
+        running.add(source)
+    return running.text
 
 
-class WholeFile:
-    """A file to write that appears under its name with all its content, or not at all.
+class RunningDigest:
+    """`digest_of` the sources so far."""
 
-    Parameters
-    ----------
-    path : Path
-        Its name once `commit` was called, or the ``with`` block left without an error.
-    """
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=10)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._partial = path.with_name(f".{path.name}.{uuid4().hex[:12]}")
-        self._file = self._partial.open("wb", buffering=0)
+    def add(self, source: Source) -> None:
+        """Take one more."""
+        self._hash.update(repr((source.files, source.part)).encode())
 
-    def write(self, data: Any) -> None:
-        """Append all bytes of a buffer."""
-        view = memoryview(data).cast("B")
-        while len(view):  # one call may write fewer
-            view = view[self._file.write(view) :]
-
-    def commit(self) -> None:
-        """Put the file on the disk and under its name."""
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._partial, self.path)
-
-    def discard(self) -> None:
-        """Leave nothing behind."""
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
-
-    def __enter__(self) -> WholeFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self.commit()
-        finally:
-            self.discard()
-
-
-def checksum(data: Any, start: int = 0) -> int:
-    """CRC-32 of bytes, going on from another; every change of up to 32 neighbouring bits shows."""
-    return int(isal_zlib.crc32(data, start))
-
-
-def file_checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    result = 0
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            result = checksum(block, result)
-    return result
+    @property
+    def text(self) -> str:
+        """In hexadecimal digits."""
+        return self._hash.hexdigest()

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from tqdm import tqdm
 
 from vae_astro.data.sources.reader import Source, StampReader
 from vae_astro.data.sources.root import Root, open_root
-from vae_astro.data.stamp import LARGEST_STAMP, SMALLEST_STAMP, Reject, Stamp, StampBlock
+from vae_astro.data.stamp import LARGEST_STAMP, SMALLEST_STAMP, Stamp, StampBlock
+from vae_astro.data.store.check import find_damage, packed_lot, shards_by_lot
 from vae_astro.data.store.layout import (
     FORMAT_VERSION,
     MANIFEST,
@@ -31,19 +30,18 @@ from vae_astro.data.store.layout import (
     Lot,
     Manifest,
     Shard,
-    ShardRecord,
-    WholeFile,
     digest_of,
-    lot_of,
 )
-from vae_astro.data.store.plan import plan_lots, shard_bytes_for
+from vae_astro.data.store.plan import gone_names, plan_lots
 from vae_astro.data.store.pools import pack_lots
-from vae_astro.data.store.shard import PackJob
-from vae_astro.data.store.store import StampStore
+from vae_astro.data.store.rejects import in_words, read_rejects, table_of
+from vae_astro.data.store.shard import PackJob, as_text
+from vae_astro.data.store.store import StampStore, read_catalogue
+from vae_astro.data.store.whole_file import WholeFile, locked, partial_files, sync_folder
 from vae_astro.errors import InputError
-from vae_astro.settings import check_bool, check_choice, check_int, check_number
+from vae_astro.settings import check_bool, check_choice, check_int, check_number, check_text
 
-__all__ = ["Packer", "open_or_pack", "read_rejects"]
+__all__ = ["Packer", "open_or_pack"]
 
 PROBE = 32
 """Stamps looked at to find the size and the bands where they are not given."""
@@ -70,7 +68,7 @@ class Packer:
         Raw value from which a pixel is bad, for all bands or for each; part of the key, because
         the sky is measured on good pixels.
     stored_as : {"float32", "float16"}
-        See `vae_astro.data.store.shard`.
+        Bit for bit, or half as large: see `vae_astro.data.store.float16`.
     on_bad : {"skip", "raise"}
         Set aside what cannot be read, or end at the first.
     max_bad_fraction : float
@@ -107,6 +105,8 @@ class Packer:
         check_number("data.max_bad_fraction", self.max_bad_fraction, minimum=0, maximum=1)
         if self.n_processes is not None:
             check_int("pack.n_processes", self.n_processes, minimum=1)
+        if self.cluster is not None:
+            check_text("pack.cluster", self.cluster)
         check_bool("progress", self.progress)
 
     def path(self, root: Root) -> Path:
@@ -124,16 +124,37 @@ class Packer:
             No stamps, none usable, too many bad ones, or a disk that is full or read-only. What
             was packed stays and is not packed again; an older state of the store stays readable.
         """
+        return self._open(root, mend=False)
+
+    def repair(self, root: Root) -> StampStore:
+        """As `open`, and pack again what is damaged, or had vanished or changed while it was read.
+
+        A manifest that is damaged or lost is made anew from the shards. What is damaged stays on
+        the disk until `remove_unused`.
+
+        Raises
+        ------
+        InputError
+            As `open`, or if the files of what is damaged are gone: then nothing is changed.
+        """
+        return self._open(root, mend=True)
+
+    def _open(self, root: Root, *, mend: bool) -> StampStore:
         path = self.path(root)
         listed = self.reader.find(root)
         digest = digest_of(listed)
         try:
-            manifest = _current(path, digest)
+            manifest = None if mend else _current(path, digest)
             if manifest is None:  # a finished store may lie on a read-only disk
                 self.store_dir.mkdir(parents=True, exist_ok=True)
-                with FileLock(self.store_dir / f".{path.name}.lock"):
-                    # another packer may have done it while this one waited
-                    manifest = _current(path, digest) or self._pack(path, root, listed, digest)
+                with locked(path):
+                    if mend:
+                        old, damaged = find_damage(path)
+                    else:  # another packer may have done it while this one waited
+                        manifest, damaged = _current(path, digest), {}
+                        old = Manifest.read(path) if (path / MANIFEST).exists() else None
+                    if manifest is None:
+                        manifest = self._pack(path, root, listed, digest, old, damaged)
         except OSError as error:
             raise InputError(
                 f"cannot write the stamp store {path}: {error.strerror or error}; free space there "
@@ -145,27 +166,34 @@ class Packer:
             log.warning("%d stamps set aside; reasons in %s", store.n_rejected, path / REJECTS)
         return store
 
-    def _pack(self, path: Path, root: Root, listed: Sequence[Source], digest: str) -> Manifest:
+    def _pack(
+        self,
+        path: Path,
+        root: Root,
+        listed: Sequence[Source],
+        digest: str,
+        old: Manifest | None,
+        damaged: dict[str, bool],
+    ) -> Manifest:
         """Bring the store at ``path`` up to date; its folder is ours alone."""
-        old = Manifest.read(path) if (path / MANIFEST).exists() else None
-        shards_of = {} if old is None else _shards_by_lot(old)
-        packed = (lot for name in shards_of if (lot := _read_lot(path, name)) is not None)
-        form = self._probe(root, listed) if old is None else old.form
-        self._check_saturation(form)
-        shard_bytes = shard_bytes_for(listed)
-        lots = plan_lots(listed, packed, shard_bytes)
-        todo = [lot for lot in lots if lot.name not in shards_of]
+        shards_of = {} if old is None else shards_by_lot(old)
+        packed = [packed_lot(path, shards) for shards in shards_of.values()]
+        lots = plan_lots(listed, packed, again=damaged)
+        gone = _count_gone(path, listed, packed, shards_of)
+        _check_repairable(path, root, listed, packed, lots, damaged)
         job = PackJob(
             root=root,
             reader=self.reader,
             shards=path / SHARDS,
-            form=form,
+            form=self._probe(root, listed) if old is None else old.form,
             saturation=self.saturation,
             raise_on_bad=self.on_bad == "raise",
-            shard_bytes=shard_bytes,
         )
+        self._check_saturation(job.form)
         job.shards.mkdir(parents=True, exist_ok=True)
-        self._pack_lots(job, todo, shards_of)
+        for file in partial_files(path) + partial_files(job.shards):
+            file.unlink(missing_ok=True)
+        self._pack_lots(job, [lot for lot in lots if lot.name not in shards_of], shards_of)
         manifest = Manifest(
             packed_from={
                 "root": root.identity,
@@ -174,25 +202,40 @@ class Packer:
                 "saturation": str(self.saturation),
             },
             sources_digest=digest,
-            form=form,
+            form=job.form,
             shards=tuple(shard for lot in lots for shard in shards_of[lot.name]),
         )
         rejects = read_rejects(path, manifest.shards)
         if not manifest.n_stamps:
             if old is None:
                 shutil.rmtree(path)
-            reasons = _in_words(rejects)
-            raise InputError(f"no usable stamp below data.root={root.address} ({reasons}")
-        _write_rejects(path, rejects)
+            raise InputError(
+                f"no usable stamp below data.root={root.address} ({in_words(rejects)})"
+            )
+        with WholeFile(path / REJECTS) as table:
+            table.write(table_of(rejects))
+        sync_folder(job.shards)  # the manifest must not reach the disk before what it names
         manifest.write(path)
+        sync_folder(path)
+        if gone:
+            log.warning(
+                "%d stamps are no longer below data.root=%s and leave the store; they stay on disk "
+                "until scripts/pack.py action=gc",
+                gone,
+                root.address,
+            )
         return manifest
 
-    def _pack_lots(self, job: PackJob, lots: list[Lot], shards_of: dict[str, list[Shard]]) -> None:
+    def _pack_lots(
+        self, job: PackJob, lots: Sequence[Lot], shards_of: dict[str, list[Shard]]
+    ) -> None:
         """Pack what has to be packed and enter its shards by lot."""
-        n_files = sum(len(lot.sources) for lot in lots)
-        n_processes = self.n_processes or len(os.sched_getaffinity(0))
+        n_processes = self.n_processes or _n_cores()
+        done = [shard for shards in shards_of.values() for shard in shards]
+        n_bad = sum(shard.n_rejected for shard in done)
+        n_good = sum(shard.n_stamps for shard in done)
         with tqdm(
-            total=n_files,
+            total=sum(len(lot.sources) for lot in lots),
             desc="packing stamps",
             unit="file",
             disable=not self.progress,
@@ -201,24 +244,37 @@ class Packer:
             for k, shards in pack_lots(job, lots, n_processes, self.cluster):
                 shards_of[lots[k].name] = shards
                 bar.update(len(lots[k].sources))
-                done = [shard for each in shards_of.values() for shard in each]
-                self._judge(job.root, job.shards.parent, done)
+                done += shards
+                n_bad += sum(shard.n_rejected for shard in shards)
+                n_good += sum(shard.n_stamps for shard in shards)
+                if self._is_too_bad(n_bad, n_good):
+                    self._judge(job.root, job.shards.parent, done)
+
+    def _is_too_bad(self, n_bad: int, n_good: int) -> bool:
+        n_seen = n_bad + n_good
+        return n_seen > TOO_FEW_TO_JUDGE and n_bad > self.max_bad_fraction * n_seen
 
     def _judge(self, root: Root, path: Path, shards: Sequence[Shard]) -> None:
-        """End where too large a share is bad."""
+        """End where too large a share is bad, or any if that is not allowed."""
         n_bad = sum(shard.n_rejected for shard in shards)
-        n_seen = n_bad + sum(shard.n_stamps for shard in shards)
-        if n_seen > TOO_FEW_TO_JUDGE and n_bad > self.max_bad_fraction * n_seen:
+        n_good = sum(shard.n_stamps for shard in shards)
+        if n_bad and self.on_bad == "raise":
+            first = read_rejects(path, shards)[0]
             raise InputError(
-                f"{n_bad} of {n_seen} stamps below data.root={root.address} cannot be used, more "
-                f"than data.max_bad_fraction={self.max_bad_fraction:g} of them "
-                f"({_in_words(read_rejects(path, shards))}"
+                f"{first.reason}: {first.detail} (data.on_bad=skip sets aside {n_bad} stamps)"
+            )
+        if self._is_too_bad(n_bad, n_good):
+            raise InputError(
+                f"{n_bad} of {n_bad + n_good} stamps below data.root={root.address} cannot be "
+                f"used, more than data.max_bad_fraction={self.max_bad_fraction:g} of them "
+                f"({in_words(read_rejects(path, shards))})"
             )
 
     def _probe(self, root: Root, listed: Sequence[Source]) -> Form:
         """Size and bands of the first readable stamps: the most common longer side."""
-        sides: Counter[int] = Counter()
-        n_bands = 0
+        names, sides, n_bands = self.reader.band_names, Counter[int](), 0
+        if self.size is not None and names is not None:
+            return Form(self.size, names, self.reader.has_noise, self.stored_as)
         for shape in islice(self._shapes(root, listed), PROBE):
             sides[max(shape[-2:])] += 1
             n_bands = n_bands or shape[0]
@@ -226,7 +282,7 @@ class Packer:
         if size is None:
             common = sides.most_common(1)[0][0] if sides else SMALLEST_STAMP
             size = max(SMALLEST_STAMP, common)
-        names = self.reader.band_names or tuple(f"band{band}" for band in range(n_bands or 1))
+        names = names or tuple(f"band{band}" for band in range(n_bands or 1))
         return Form(size, names, self.reader.has_noise, self.stored_as)
 
     def _check_saturation(self, form: Form) -> None:
@@ -261,43 +317,53 @@ def _current(path: Path, digest: str) -> Manifest | None:
     return manifest if manifest.sources_digest == digest else None
 
 
-def _shards_by_lot(manifest: Manifest) -> dict[str, list[Shard]]:
-    """The shards of each lot, in the order of the rows."""
-    shards_of: dict[str, list[Shard]] = {}
-    for shard in manifest.shards:
-        shards_of.setdefault(shard.lot, []).append(shard)
-    return shards_of
+def _check_repairable(
+    path: Path,
+    root: Root,
+    listed: Sequence[Source],
+    packed: Sequence[Lot],
+    planned: Sequence[Lot],
+    damaged: dict[str, bool],
+) -> None:
+    """Refuse to give up damaged stamps whose files are gone, where a repair is asked for."""
+    unreadable = [lot for lot in packed if damaged.get(lot.name)]
+    gone = sorted(gone_names(listed, unreadable))
+    found = {lot.digest for lot in planned}
+    n_lost = sum(not lot.sources and lot.digest not in found for lot in unreadable)
+    if gone or n_lost:
+        what = f"{len(gone)} files, the first is {gone[0]}" if gone else f"those of {n_lost} shards"
+        raise InputError(
+            f"{path} is damaged and cannot be repaired: files that it was packed from are no "
+            f"longer below data.root={root.address}, or have changed ({what}). Nothing was "
+            "changed; bring them back, or have action=pack make a store of what is there"
+        )
 
 
-def _read_lot(path: Path, name: str) -> Lot | None:
-    """A lot by its name; None where its record is damaged, and it has to be packed again."""
-    try:
-        lot = lot_of(ShardRecord.read(path, f"{name}-0000").lot_sources())
-    except (OSError, ValueError, TypeError):
-        return None
-    return lot if lot.name == name else None
+def _count_gone(
+    path: Path,
+    listed: Sequence[Source],
+    packed: Sequence[Lot],
+    shards_of: dict[str, list[Shard]],
+) -> int:
+    """Stamps in the store whose file is not listed any more."""
+    names = {as_text(name) for name in gone_names(listed, packed)}
+    if not names:
+        return 0
+    count = 0
+    for lot in packed:
+        if any(as_text(source.name) in names for source in lot.sources):
+            for shard in shards_of[lot.name]:
+                if shard.n_stamps:
+                    sources = read_catalogue(path, shard)["source"].to_pylist()
+                    count += sum(_INNER.sub("", source) in names for source in sources)
+    return count
 
 
-def read_rejects(path: Path, shards: Iterable[Shard]) -> list[Reject]:
-    """What was set aside on the way to some shards of a store."""
-    rejects: list[Reject] = []
-    for shard in shards:
-        if shard.n_rejected:
-            rejects += ShardRecord.read(path, shard.name).lot_rejects()
-    return rejects
+_INNER = re.compile(r"(\[[^][]*\])+$")
+"""The place within a file at the end of a source: ``[hdu]`` or ``[hdu][plane]``."""
 
 
-def _write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
-    table = io.StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow(["source", "reason", "detail"])
-    writer.writerows((each.source, each.reason, each.detail) for each in rejects)
-    with WholeFile(path / REJECTS) as file:
-        file.write(table.getvalue().encode(errors="backslashreplace"))
-
-
-def _in_words(rejects: Sequence[Reject]) -> str:
-    """Reasons and the first detail, from within a bracket on."""
-    reasons = Counter(reject.reason for reject in rejects)
-    listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-    return f"{listed}); the first: {rejects[0].detail}" if rejects else "no stamps in the files)"
+def _n_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from multiprocessing.connection import Connection
 
 from vae_astro.data.store.layout import Lot, Shard
 from vae_astro.data.store.shard import PackJob, pack_lot
@@ -22,7 +24,10 @@ __all__ = ["pack_lots"]
 WORTH_A_PROCESS = 3.0
 """Seconds of work left from which it pays to start others: each takes about one to be ready."""
 
+log = logging.getLogger(__name__)
+
 Packed = tuple[int, list[Shard]]
+Submit = Callable[[Callable[[PackJob, Lot], list[Shard]], PackJob, Lot], "Future[list[Shard]]"]
 
 
 def pack_lots(
@@ -48,89 +53,117 @@ def pack_lots(
     OSError
         As `pack_lot`.
     """
+    numbered = list(enumerate(lots))
     if cluster is not None:
-        with _dask(cluster) as executor:
-            yield from _in_order_of_completion(executor, job, lots)
+        with _dask(cluster, n_processes) as (submit, n_workers):
+            yield from _shared_out(submit, n_workers, job, numbered, helps=False)
         return
     started = time.monotonic()
-    for k, lot in enumerate(lots):
+    for k, lot in numbered:
         yield k, pack_lot(job, lot)
         n_left = len(lots) - k - 1
         seconds_left = n_left * (time.monotonic() - started) / (k + 1)
         if n_processes > 1 and n_left > 1 and seconds_left > WORTH_A_PROCESS:
-            rest = (
-                (k + 1 + j, shards) for j, shards in _with_others(job, lots[k + 1 :], n_processes)
-            )
-            yield from rest
+            n_others = min(n_processes, n_left) - 1
+            with _processes(n_others) as submit:
+                yield from _shared_out(submit, n_others, job, numbered[k + 1 :], helps=True)
             return
 
 
-def _with_others(job: PackJob, lots: Sequence[Lot], n_processes: int) -> Iterator[Packed]:
-    """Other processes take lots from the front while this one takes them from the back."""
+def _shared_out(
+    submit: Submit, n_workers: int, job: PackJob, lots: Iterable[tuple[int, Lot]], *, helps: bool
+) -> Iterator[Packed]:
+    """Workers take lots from the front; this process, if it ``helps``, takes them from the back.
+
+    Each worker has one lot to go on with, no more: what has not been handed out takes no memory
+    elsewhere, and the last ones are shared evenly.
+    """
+    to_do = deque(lots)
+    handed_out: dict[Future[list[Shard]], int] = {}
+    while to_do or handed_out:
+        while to_do and len(handed_out) < (n_workers + 1 if helps else 2 * n_workers):
+            k, lot = to_do.popleft()
+            handed_out[submit(pack_lot, job, lot)] = k
+        if helps and to_do:
+            k, lot = to_do.pop()
+            yield k, pack_lot(job, lot)
+        else:
+            wait(handed_out, return_when=FIRST_COMPLETED)
+        for future in [future for future in handed_out if future.done()]:
+            yield handed_out.pop(future), future.result()
+
+
+@contextmanager
+def _processes(n_processes: int) -> Iterator[Submit]:
+    """Other processes of this machine. They end with this block or this process, however it ends.
+
+    Raises
+    ------
+    InputError
+        If one of them is killed.
+    """
     context = multiprocessing.get_context("forkserver")
+    leash, hold = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(
-        min(n_processes, len(lots)) - 1, mp_context=context, initializer=_start_worker
+        n_processes, mp_context=context, initializer=_start_worker, initargs=(leash,)
     )
     try:
-        futures = {k: pool.submit(pack_lot, job, lot) for k, lot in enumerate(lots)}
-        for k in reversed(range(len(lots))):
-            if futures[k].cancel():
-                del futures[k]
-                yield k, pack_lot(job, lots[k])
-                yield from _done(futures)
-        while futures:
-            next(as_completed(futures.values()))
-            yield from _done(futures)
+        yield pool.submit
+        pool.shutdown()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process that packs was killed, perhaps for want of memory; what was packed stays: "
+            "start again, with a smaller pack.n_processes"
+        ) from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        hold.close()  # nobody waits for the end of a lot that is not wanted any more
+        pool.shutdown(cancel_futures=True)
+        leash.close()
 
 
-def _done(futures: dict[int, Future[list[Shard]]]) -> Iterator[Packed]:
-    """Take out what is finished."""
-    for k in [k for k, future in futures.items() if future.done()]:
-        yield k, futures.pop(k).result()
-
-
-def _in_order_of_completion(
-    executor: Executor, job: PackJob, lots: Sequence[Lot]
-) -> Iterator[Packed]:
-    positions = {executor.submit(partial(pack_lot, job), lot): k for k, lot in enumerate(lots)}
-    for future in as_completed(positions):
-        yield positions[future], future.result()
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it does, however it ends."""
+def _start_worker(leash: Connection) -> None:
+    """Leave Ctrl-C to the parent, and end when it lets go or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent: Any = multiprocessing.parent_process()
 
     def follow() -> None:
-        parent.join()
-        os._exit(1)
+        try:
+            leash.recv()
+        except (EOFError, OSError):
+            os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager
-def _dask(address: str) -> Iterator[Executor]:
-    """The workers of a Dask cluster behind the interface of a process pool."""
+def _dask(address: str, n_processes: int) -> Iterator[tuple[Submit, int]]:
+    """The workers of a Dask cluster behind the interface of a process pool, and their number."""
     try:
         from distributed import Client, LocalCluster
+        from distributed.comm import CommClosedError
+        from distributed.scheduler import KilledWorker
     except ImportError as error:
         raise InputError(
             f"pack.cluster={address} needs Dask: pip install 'vae-astro[dask]'"
         ) from error
+    cluster = None
     try:
         if address == "local":
-            cluster = LocalCluster(threads_per_worker=1, dashboard_address=None)
-            client = Client(cluster)
-        else:
-            cluster, client = None, Client(address, timeout="20s")
+            cluster = LocalCluster(
+                n_workers=n_processes, threads_per_worker=1, dashboard_address=None
+            )
+        client = Client(address if cluster is None else cluster, timeout="20s")
     except (OSError, ValueError) as error:
         raise InputError(f"pack.cluster={address} cannot be reached: {error}") from error
     try:
         with client:
-            yield client.get_executor(pure=False)
+            n_workers = sum(client.nthreads().values())
+            if not n_workers:
+                log.warning("pack.cluster=%s has no workers yet; waiting for some", address)
+            yield client.get_executor(pure=False).submit, max(1, n_workers)
+    except (CancelledError, CommClosedError, KilledWorker) as error:
+        raise InputError(
+            f"pack.cluster={address}: {type(error).__name__}: {error}; what was packed stays"
+        ) from error
     finally:
         if cluster is not None:
             cluster.close()

@@ -1,18 +1,15 @@
 """One lot of sources to shards: pixels as they come, statistics and a row of the catalogue each.
 
 Pixels are stored as ``float32``, bit for bit as read, bad ones NaN or a fill value; or as
-``float16`` in units of the stamp's own scale, ``(raw - sky_level) / unit``, which takes half the
-disk: the unit is the sky noise, or more where the brightest pixel would leave the range, and what
-comes back is within 2^-11 of the distance to the sky level. Bad pixels are then NaN.
+``float16``, half as large: see `vae_astro.data.store.float16`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +20,12 @@ from vae_astro.data.sky import good_pixels, measure_sky
 from vae_astro.data.sources.reader import StampReader
 from vae_astro.data.sources.root import Root
 from vae_astro.data.stamp import Reject, Stamp, StampBlock, fit_to_size
-from vae_astro.data.store.layout import (
-    Form,
-    Lot,
-    Shard,
-    ShardRecord,
-    WholeFile,
-    checksum,
-    file_checksum,
-)
+from vae_astro.data.store.float16 import encode_float16
+from vae_astro.data.store.layout import Form, Lot, Shard, ShardRecord
+from vae_astro.data.store.whole_file import WholeFile, checksum, file_checksum
 from vae_astro.errors import InputError
 
-__all__ = ["IDENTITY", "STATISTICS", "PackJob", "decode_float16", "finished_shards", "pack_lot"]
+__all__ = ["IDENTITY", "STATISTICS", "PackJob", "as_text", "finished_shards", "pack_lot"]
 
 IDENTITY = ("id", "object_id", "source", "label", "ra", "dec", "seeing")
 STATISTICS = ("sky_level", "sky_noise", "good_fraction")
@@ -42,7 +33,8 @@ BLOCK_STAMPS = 256
 """Stamps that come singly are handled together, so many at a time,"""
 BLOCK_BYTES = 1 << 23
 """or so many bytes of them."""
-LARGEST_FLOAT16 = 6e4
+SHARD_BYTES = 1 << 28
+"""Most bytes of pixels in a shard."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +53,6 @@ class PackJob:
         Raw value from which a pixel is bad, for all bands or for each.
     raise_on_bad : bool
         End at the first stamp that cannot be read.
-    shard_bytes : int
-        Most bytes of pixels in a shard.
     """
 
     root: Root
@@ -71,7 +61,6 @@ class PackJob:
     form: Form
     saturation: tuple[float, ...] | None
     raise_on_bad: bool
-    shard_bytes: int
 
 
 def pack_lot(job: PackJob, lot: Lot) -> list[Shard]:
@@ -84,74 +73,46 @@ def pack_lot(job: PackJob, lot: Lot) -> list[Shard]:
     OSError
         If they cannot be written. Nothing half-written stays under the name of a shard.
     """
-    found = finished_shards(job, lot)
-    if found is not None:
-        return found
+    found = finished_shards(job.shards, lot.name)
+    if found is not None and found[1] == job.form:
+        return found[0]
     with _LotWriter(job, lot) as writer:
         for item in job.reader.read(lot.sources, job.root):
             writer.add(item)
     return writer.shards
 
 
-def finished_shards(job: PackJob, lot: Lot) -> list[Shard] | None:
-    """The shards of a lot if they are all there and as they were written, else None."""
+def finished_shards(folder: Path, lot: str) -> tuple[list[Shard], Form] | None:
+    """The shards of a lot and their form, or None if they are not all there as they were written.
+
+    Parameters
+    ----------
+    folder : Path
+        Of shards.
+    lot : str
+        Name of the lot.
+    """
     shards: list[Shard] = []
     while True:
         name = shard_name(lot, len(shards))
         try:
-            raw = (job.shards / f"{name}.json").read_bytes()
-            record = ShardRecord(**json.loads(raw))
+            raw = (folder / f"{name}.json").read_bytes()
+            record = ShardRecord.from_bytes(raw)
             sums = {
-                suffix: file_checksum(job.shards / f"{name}{suffix}") for suffix in record.checksums
+                suffix: file_checksum(folder / f"{name}{suffix}") for suffix in record.checksums
             }
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         if sums != record.checksums:
             return None
         shards.append(Shard(name, record.n_stamps, len(record.rejects), checksum(raw)))
         if record.is_last:
-            return shards
+            return shards, record.form
 
 
-def shard_name(lot: Lot, k: int) -> str:
+def shard_name(lot: str, k: int) -> str:
     """Of the k-th shard of a lot."""
-    return f"{lot.name}-{k:04d}"
-
-
-def decode_float16(stored: np.ndarray, level: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """Raw pixels of stamps that are stored as ``float16``.
-
-    Parameters
-    ----------
-    stored : ndarray, shape (N, P, H, W), float16
-        As on disk; planes beyond the first C are noise.
-    level, unit : ndarray, shape (N, C), float32
-        Zero point and unit of each band.
-    """
-    n_bands = level.shape[1]
-    raw = stored.astype(np.float32)
-    pixels, noise = raw[:, :n_bands], raw[:, n_bands:]
-    pixels *= unit[:, :, None, None]
-    pixels += level[:, :, None, None]
-    if noise.shape[1]:
-        noise *= unit[:, :, None, None]
-    return raw
-
-
-def _encode_float16(
-    planes: np.ndarray, good: np.ndarray, level: np.ndarray, sky_noise: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The inverse of `decode_float16`: what is stored, and the unit of each stamp and band."""
-    n_bands = level.shape[1]
-    pixels = np.where(good, planes[:, :n_bands] - level[:, :, None, None], np.float32(np.nan))
-    noise = np.where(good, planes[:, n_bands:], np.float32(np.nan))
-    largest = np.fmax.reduce(np.abs(pixels), axis=(2, 3), initial=0)
-    if noise.shape[1]:
-        largest = np.maximum(largest, np.fmax.reduce(noise, axis=(2, 3), initial=0))
-    unit = np.maximum(sky_noise, largest / np.float32(LARGEST_FLOAT16))
-    stored = np.concatenate([pixels, noise], axis=1) if noise.shape[1] else pixels
-    scale = np.concatenate([unit, unit], axis=1) if noise.shape[1] else unit
-    return (stored / scale[:, :, None, None]).astype(np.float16), unit
+    return f"{lot}-{k:04d}"
 
 
 class _LotWriter:
@@ -164,7 +125,7 @@ class _LotWriter:
 
     def __init__(self, job: PackJob, lot: Lot) -> None:
         self.job, self.lot, self.form = job, lot, job.form
-        self.rows_per_shard = max(1, job.shard_bytes // job.form.stamp_bytes)
+        self.rows_per_shard = max(1, SHARD_BYTES // job.form.stamp_bytes)
         self.shards: list[Shard] = []
         self._singles: list[Stamp] = []
         self._rejects: list[Reject] = []
@@ -194,37 +155,40 @@ class _LotWriter:
     def add(self, item: Stamp | StampBlock | Reject) -> None:
         """Take the next stamps."""
         if isinstance(item, Reject):
-            self._reject(item)
+            self._rejects.append(self._raised(item))
         elif isinstance(item, StampBlock):
             self._flush()
-            self._take(item)
-        elif self._fits(item.pixels.shape[0], item.noise is not None, item.source):
-            self._singles.append(item)
+            n_bands, has_noise = item.pixels.shape[1], item.noise is not None
+            if self._fits(n_bands, has_noise, item.source):
+                self._take(item)
+        elif self._fits(item.pixels.shape[0], item.noise is not None, [item.source]):
+            self._singles.append(_at_size(item, self.form.size))
             n_bytes = len(self._singles) * self.form.stamp_bytes
             if len(self._singles) == BLOCK_STAMPS or n_bytes > BLOCK_BYTES:
                 self._flush()
-
-    def _reject(self, reject: Reject) -> None:
-        self._rejects.append(self._raised(reject))
 
     def _raised(self, reject: Reject) -> Reject:
         if self.job.raise_on_bad:
             raise InputError(f"{reject.reason}: {reject.detail} (data.on_bad=skip sets it aside)")
         return reject
 
-    def _fits(self, n_bands: int, has_noise: bool, source: str) -> bool:
-        """Whether a stamp can be stored beside the others; rejected if it cannot."""
+    def _fits(self, n_bands: int, has_noise: bool, sources: Sequence[str]) -> bool:
+        """Whether stamps can be stored beside the others; rejected if they cannot."""
         names = self.form.band_names
         if n_bands != len(names):
-            detail = (
-                f"{source} has {n_bands} bands, the first stamp had {len(names)}; keep stamps of "
-                "different bands in different folders"
+            reason, detail = (
+                "other number of bands",
+                (
+                    f"has {n_bands} bands, this store has {len(names)} ({', '.join(names)}); keep "
+                    "stamps of different bands in different folders"
+                ),
             )
-            self._reject(Reject(source, "other number of bands", detail))
         elif self.form.has_noise and not has_noise:
-            self._reject(Reject(source, "no noise", f"{source} comes without its noise"))
+            reason, detail = "no noise", "comes without its noise"
         else:
             return True
+        for source in sources:
+            self._rejects.append(self._raised(Reject(source, reason, f"{source} {detail}")))
         return False
 
     def _flush(self) -> None:
@@ -234,10 +198,6 @@ class _LotWriter:
             self._take(_as_block(stamps, self.form))
 
     def _take(self, block: StampBlock) -> None:
-        n_bands, has_noise = block.pixels.shape[1], block.noise is not None
-        fitting = [self._fits(n_bands, has_noise, source) for source in block.source]
-        if not all(fitting):  # then none does
-            return
         rejects, self._rejects = self._rejects, []
         self._wait()
         self._pending = self._thread.submit(self._store, block, rejects)
@@ -250,33 +210,43 @@ class _LotWriter:
     def _store(self, block: StampBlock, rejects: list[Reject]) -> None:
         """Measure a block and write it, in the second thread."""
         self._shard_rejects += rejects
-        raw, noise = fit_to_size(block.pixels, self.form.size), None
+        n_rows = max(1, BLOCK_BYTES // self.form.stamp_bytes)
+        for first in range(0, len(block), n_rows):
+            self._store_rows(block, np.arange(first, min(len(block), first + n_rows)))
+
+    def _store_rows(self, block: StampBlock, rows: np.ndarray) -> None:
+        """As `_store`, of a part that stays in the cache."""
+        part = slice(rows[0], rows[-1] + 1)
+        raw, noise = self._at_size(block.pixels[part]), None
         if self.form.has_noise and block.noise is not None:
-            noise = fit_to_size(block.noise, self.form.size)
+            noise = self._at_size(block.noise[part])
             raw = np.where((noise > 0) & np.isfinite(noise), raw, np.float32(np.nan))
         good = good_pixels(raw, self.job.saturation)
-        fraction = good.mean(axis=(2, 3), dtype=np.float32)
-        usable = fraction.any(axis=1)
+        n_good = good.reshape(*good.shape[:2], -1).sum(axis=2, dtype=np.uint32)
+        usable = n_good.any(axis=1)
         if not usable.all():
-            for k in np.flatnonzero(~usable).tolist():
-                source = block.source[k]
-                detail = f"{source} has no good pixel in any band"
-                reject = Reject(source, "all pixels bad", detail)
+            for k in rows[~usable].tolist():
+                detail = f"{block.source[k]} has no good pixel in any band"
+                reject = Reject(block.source[k], "all pixels bad", detail)
                 self._shard_rejects.append(self._raised(reject))
-            raw, good, fraction = raw[usable], good[usable], fraction[usable]
+            rows, raw, good, n_good = rows[usable], raw[usable], good[usable], n_good[usable]
             noise = None if noise is None else noise[usable]
-        if not len(raw):
+        if not len(rows):
             return
         level, sky_noise = measure_sky(raw, good)
+        fraction = (n_good / self.form.size**2).astype(np.float32)
         planes = raw if noise is None else np.concatenate([raw, noise], axis=1)
         statistics = dict(zip(STATISTICS, (level, sky_noise, fraction), strict=True))
         if self.form.stored_as == "float16":
-            planes, statistics["unit"] = _encode_float16(planes, good, level, sky_noise)
-        columns = _identity(block, usable)
+            planes, statistics["unit"] = encode_float16(planes, good, level, sky_noise)
+        columns = _identity(block, rows)
         for name, values in statistics.items():
             for k, band in enumerate(self.form.band_names):
                 columns[f"{name}_{band}"] = values[:, k]
         self._write(planes, columns)
+
+    def _at_size(self, pixels: np.ndarray) -> np.ndarray:
+        return np.asarray(fit_to_size(pixels, self.form.size), np.float32)
 
     def _write(self, planes: np.ndarray, columns: dict[str, Any]) -> None:
         """Append rows, beginning a new shard where one is full."""
@@ -305,31 +275,38 @@ class _LotWriter:
             with WholeFile(self._path(".arrow")) as file:
                 file.write(catalogue)
         record = ShardRecord(
+            form=self.form,
             n_stamps=self._n_rows,
             is_last=is_last,
             checksums=checksums,
             sources=[] if self.shards else list(self.lot.sources),
             rejects=[[each.source, each.reason, each.detail] for each in self._shard_rejects],
         )
-        content = json.dumps(vars(record)).encode()
+        content = record.to_bytes()
         with WholeFile(self._path(".json")) as file:
             file.write(content)
-        name = shard_name(self.lot, len(self.shards))
+        name = shard_name(self.lot.name, len(self.shards))
         self.shards.append(Shard(name, self._n_rows, len(record.rejects), checksum(content)))
         self._columns, self._shard_rejects = [], []
         self._checksum = self._n_rows = 0
 
     def _path(self, suffix: str) -> Path:
-        return self.job.shards / f"{shard_name(self.lot, len(self.shards))}{suffix}"
+        return self.job.shards / f"{shard_name(self.lot.name, len(self.shards))}{suffix}"
+
+
+def _at_size(stamp: Stamp, size: int) -> Stamp:
+    """Cropped before it waits for others, so that large stamps do not."""
+    if stamp.pixels.shape[-2:] == (size, size):
+        return stamp
+    noise = None if stamp.noise is None else fit_to_size(stamp.noise, size)
+    return replace(stamp, pixels=fit_to_size(stamp.pixels, size), noise=noise)
 
 
 def _as_block(stamps: Sequence[Stamp], form: Form) -> StampBlock:
-    """Stamps of any size as a block of the store's size."""
-    noise = None
-    if form.has_noise:
-        noise = np.stack([fit_to_size(s.noise, form.size) for s in stamps if s.noise is not None])
+    """Stamps of the store's size as a block."""
+    has_noise = form.has_noise
     return StampBlock(
-        pixels=np.stack([fit_to_size(stamp.pixels, form.size) for stamp in stamps]),
+        pixels=np.stack([stamp.pixels for stamp in stamps]),
         id=[stamp.id for stamp in stamps],
         object_id=[stamp.object_id for stamp in stamps],
         source=[stamp.source for stamp in stamps],
@@ -337,22 +314,19 @@ def _as_block(stamps: Sequence[Stamp], form: Form) -> StampBlock:
         ra=np.array([stamp.ra for stamp in stamps]),
         dec=np.array([stamp.dec for stamp in stamps]),
         seeing=np.array([stamp.seeing for stamp in stamps]),
-        noise=noise,
+        noise=np.stack([s.noise for s in stamps if s.noise is not None]) if has_noise else None,
     )
 
 
-def _identity(block: StampBlock, usable: np.ndarray) -> dict[str, Any]:
+def _identity(block: StampBlock, rows: np.ndarray) -> dict[str, Any]:
     """Columns of the catalogue that come from the source, and the hash that decides the split."""
-    columns = {name: getattr(block, name) for name in IDENTITY}
-    if not usable.all():
-        keep = np.flatnonzero(usable)
-        columns = {
-            name: values[keep] if isinstance(values, np.ndarray) else [values[k] for k in keep]
-            for name, values in columns.items()
-        }
-    columns["object_hash"] = np.array(
-        [object_hash(each) for each in columns["object_id"]], np.uint64
-    )
+    columns: dict[str, Any] = {}
+    for name in IDENTITY:
+        values = getattr(block, name)
+        is_array = isinstance(values, np.ndarray)
+        columns[name] = values[rows] if is_array else [values[k] for k in rows]
+    hashes = [object_hash(each) for each in columns["object_id"]]
+    columns["object_hash"] = np.array(hashes, np.uint64)
     return columns
 
 
@@ -381,6 +355,10 @@ def _arrow_bytes(parts: list[dict[str, Any]]) -> pa.Buffer:
 def _text_column(texts: list[str]) -> pa.Array:
     try:
         return pa.array(texts, pa.string())
-    except UnicodeEncodeError:  # file names need not be UTF-8, Arrow must
-        safe = [text.encode(errors="backslashreplace").decode() for text in texts]
-        return pa.array(safe, pa.string())
+    except UnicodeEncodeError:
+        return pa.array([as_text(text) for text in texts], pa.string())
+
+
+def as_text(name: str) -> str:
+    """A name as the catalogue spells it: names of files need not be UTF-8, Arrow must."""
+    return name.encode(errors="backslashreplace").decode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vae_astro.data.store.layout import REJECTS, SHARDS, Manifest
-from vae_astro.data.store.shard import decode_float16
+from vae_astro.data.store.float16 import decode_float16
+from vae_astro.data.store.layout import HOW_TO_MEND, REJECTS, SHARDS, Manifest, Shard
 from vae_astro.errors import InputError
 
-__all__ = ["StampStore"]
+__all__ = ["StampStore", "read_catalogue"]
 
 
 class StampStore:
@@ -36,7 +36,7 @@ class StampStore:
         self._shards = [shard for shard in manifest.shards if shard.n_stamps]
         counts = [shard.n_stamps for shard in self._shards]
         self.first_rows = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        self._maps = [self._map(shard.name, shard.n_stamps) for shard in self._shards]
+        self._maps = [self._map(shard) for shard in self._shards]
         self._addresses = np.array([each.ctypes.data for each in self._maps], np.uint64)
 
     @classmethod
@@ -52,8 +52,8 @@ class StampStore:
         return cls(path, Manifest.read(path))
 
     def __reduce__(self) -> Any:
-        """Other processes open the store for themselves."""
-        return StampStore.open, (self.path,)
+        """Other processes map the same shards, even if a packer has replaced the manifest since."""
+        return StampStore, (self.path, self.manifest)
 
     def __len__(self) -> int:
         return int(self.first_rows[-1])
@@ -78,6 +78,11 @@ class StampStore:
     def n_rejected(self) -> int:
         """Stamps and files that were set aside while packing."""
         return self.manifest.n_rejected
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all stamps on disk."""
+        return len(self) * self.manifest.form.stamp_bytes
 
     @property
     def rejects(self) -> Path:
@@ -124,20 +129,34 @@ class StampStore:
         return self._addresses[shards] + offsets
 
     def will_need(self, first: int, last: int) -> None:
-        """Have the system read rows ahead, so that the disk works while others compute."""
+        """Have the system read rows ahead, so that the disk works while others compute.
+
+        Rows before the first and after the last one of the store are not missed.
+        """
+        first, last = max(0, first), min(last, len(self))
+        if first >= last or not hasattr(os, "posix_fadvise"):
+            return
         n_bytes = self.manifest.form.stamp_bytes
         low, high = np.searchsorted(self.first_rows, [first, last - 1], side="right") - 1
         for shard in range(low, high + 1):
-            begin = max(first - self.first_rows[shard], 0) * n_bytes
+            begin = max(first - self.first_rows[shard], 0)
             end = min(last, self.first_rows[shard + 1]) - self.first_rows[shard]
-            begin -= begin % mmap.PAGESIZE
-            mapped: mmap.mmap = self._maps[shard].base  # type: ignore[assignment]
-            mapped.madvise(mmap.MADV_WILLNEED, int(begin), int(end * n_bytes - begin))
+            descriptor = os.open(self._pixels(self._shards[shard]), os.O_RDONLY)
+            try:
+                span = int(begin * n_bytes), int((end - begin) * n_bytes)
+                os.posix_fadvise(descriptor, *span, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
 
     @cached_property
     def catalogue(self) -> pa.Table:
         """One row a stamp: id, object_id, source, label, position, seeing and the statistics."""
-        return pa.concat_tables([self._table(shard.name) for shard in self._shards])
+        return pa.concat_tables([read_catalogue(self.path, shard) for shard in self._shards])
+
+    @property
+    def object_hashes(self) -> np.ndarray:
+        """A number for the object of each stamp, (N,) uint64: see `object_hash`."""
+        return self.catalogue["object_hash"].to_numpy()
 
     @cached_property
     def sky_level(self) -> np.ndarray:
@@ -175,30 +194,43 @@ class StampStore:
         shards = np.searchsorted(self.first_rows, rows, side="right") - 1
         return shards, rows - self.first_rows[shards]
 
-    def _file(self, name: str, suffix: str) -> Path:
-        return self.path / SHARDS / f"{name}{suffix}"
+    def _pixels(self, shard: Shard) -> Path:
+        return self.path / SHARDS / f"{shard.name}{self.manifest.form.suffix}"
 
-    def _map(self, name: str, n_stamps: int) -> np.ndarray:
-        form = self.manifest.form
-        path = self._file(name, form.suffix)
-        expected = n_stamps * form.stamp_bytes
+    def _map(self, shard: Shard) -> np.ndarray:
+        form, path = self.manifest.form, self._pixels(shard)
+        expected, found = shard.n_stamps * form.stamp_bytes, 0
         try:
-            found = path.stat().st_size
-        except OSError:
-            found = 0
+            # unlike numpy's, this map needs no open file: there may be thousands of shards
+            with pa.memory_map(str(path)) as file:
+                pixels = np.frombuffer(file.read_buffer(), form.dtype)
+                found = pixels.nbytes
+        except (OSError, ValueError, pa.ArrowException):  # missing, or not of whole pixels
+            pass
         if found != expected:
             raise InputError(
-                f"{self.path} is a damaged stamp store: {path.name} has {found} bytes, expected "
-                f"{expected}; mend it with: python scripts/pack.py action=repair store={self.path}"
+                f"{self.path} is a damaged stamp store: {path.name} has {found} bytes of pixels, "
+                f"expected {expected}; {HOW_TO_MEND}"
             )
-        return np.memmap(path, form.dtype, "r", shape=(n_stamps, *form.planes))
+        return pixels.reshape(shard.n_stamps, *form.planes)
 
-    def _table(self, name: str) -> pa.Table:
-        path = self._file(name, ".arrow")
-        try:
-            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(
-                f"{self.path} is a damaged stamp store: cannot read {path.name} ({error}); mend it "
-                f"with: python scripts/pack.py action=repair store={self.path}"
-            ) from error
+
+def read_catalogue(store: Path, shard: Shard) -> pa.Table:
+    """Rows of one shard that holds stamps, memory-mapped.
+
+    Raises
+    ------
+    InputError
+        If they are not there or damaged.
+    """
+    path = store / SHARDS / f"{shard.name}.arrow"
+    try:
+        with pa.memory_map(str(path)) as file:
+            table = pa.ipc.open_file(file).read_all()
+        if len(table) != shard.n_stamps:
+            raise ValueError(f"{len(table)} rows, expected {shard.n_stamps}")
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(
+            f"{store} is a damaged stamp store: cannot read {path.name} ({error}); {HOW_TO_MEND}"
+        ) from error
+    return table

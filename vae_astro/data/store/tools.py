@@ -1,59 +1,25 @@
-"""Looking after stores: what one holds, whether it is still as it was written, mending, clearing."""
+"""Looking after stores: where they are, what one holds, and clearing what nothing refers to."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
-from vae_astro.data.store.layout import (
-    MANIFEST,
-    REJECTS,
-    SHARDS,
-    Manifest,
-    ShardRecord,
-    file_checksum,
-)
-from vae_astro.data.store.pack import read_rejects
+from vae_astro.data.store.layout import MANIFEST, SHARDS, Manifest
+from vae_astro.data.store.rejects import read_rejects
 from vae_astro.data.store.store import StampStore
+from vae_astro.data.store.whole_file import locked, partial_files
 from vae_astro.errors import InputError
 
-__all__ = [
-    "Damage",
-    "damaged_lots",
-    "describe_store",
-    "find_stores",
-    "forget",
-    "remove_unused",
-    "verify",
-]
+__all__ = ["describe_store", "find_stores", "remove_unused"]
 
-PASSING = ("changed", "vanished")
-"""Reasons of rejects that another try may not find."""
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A file of a store that is not as it was written.
-
-    Attributes
-    ----------
-    file : str
-        Relative to the store.
-    problem : str
-        What is wrong with it.
-    lot : str
-        Name of the lot that has to be packed again.
-    """
-
-    file: str
-    problem: str
-    lot: str
+OURS = re.compile(r"([0-9a-f]+r*-\d{4})\.(f32|f16|arrow|json)")
+"""Files of shards; what else lies there is not ours to delete."""
 
 
 def find_stores(folder: Path) -> list[Path]:
@@ -64,9 +30,10 @@ def find_stores(folder: Path) -> list[Path]:
     InputError
         If there is none.
     """
-    if (folder / MANIFEST).exists():
+    folder = folder.resolve()  # the lock of a store lies beside it, whatever it is called
+    if (folder / MANIFEST).exists() or (folder / SHARDS).is_dir():
         return [folder]
-    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    found = sorted(path.parent for path in folder.glob(f"*/{SHARDS}"))
     if not found:
         raise InputError(f"store={folder} is no stamp store and holds none; pack one first")
     return found
@@ -107,59 +74,6 @@ def describe_store(path: Path) -> dict[str, Any]:
     }
 
 
-def verify(path: Path) -> Iterator[Damage]:
-    """Every file of a store whose bytes are not those that were written.
-
-    Raises
-    ------
-    InputError
-        If the manifest itself is damaged.
-    """
-    for shard in Manifest.read(path).shards:
-        problem = _problem(path, f"{shard.name}.json", shard.record_checksum)
-        if problem is not None:
-            yield Damage(f"{SHARDS}/{shard.name}.json", problem, shard.lot)
-            continue
-        for suffix, expected in ShardRecord.read(path, shard.name).checksums.items():
-            problem = _problem(path, f"{shard.name}{suffix}", expected)
-            if problem is not None:
-                yield Damage(f"{SHARDS}/{shard.name}{suffix}", problem, shard.lot)
-
-
-def damaged_lots(path: Path) -> set[str]:
-    """Lots of a store that should be packed again.
-
-    They are not as they were written, or a file of theirs had vanished or changed while it was
-    read and may be there now.
-    """
-    lots = {each.lot for each in verify(path)}
-    for shard in Manifest.read(path).shards:
-        if shard.lot not in lots and shard.n_rejected:
-            rejects = ShardRecord.read(path, shard.name).lot_rejects()
-            if any(each.reason in PASSING for each in rejects):
-                lots.add(shard.lot)
-    return lots
-
-
-def forget(path: Path, damaged: set[str]) -> int:
-    """Take lots out of a store; whoever opens it next from its root packs them again.
-
-    Returns
-    -------
-    int
-        Stamps that were taken out.
-    """
-    with FileLock(path.parent / f".{path.name}.lock"):
-        manifest = Manifest.read(path)
-        kept = tuple(shard for shard in manifest.shards if shard.lot not in damaged)
-        replace(manifest, shards=kept, sources_digest="").write(path)
-        for shard in manifest.shards:
-            if shard.lot in damaged:
-                for file in (path / SHARDS).glob(f"{shard.name}.*"):
-                    file.unlink()
-    return manifest.n_stamps - sum(shard.n_stamps for shard in kept)
-
-
 def remove_unused(path: Path) -> tuple[int, int]:
     """Delete what nothing refers to: shards of an earlier state, files of a killed packer.
 
@@ -170,7 +84,7 @@ def remove_unused(path: Path) -> tuple[int, int]:
     n_files, n_bytes : int
         What was deleted.
     """
-    with FileLock(path.parent / f".{path.name}.lock"):
+    with locked(path):
         unused = list(_unused(path, Manifest.read(path)))
         n_bytes = sum(file.stat().st_size for file in unused)
         for file in unused:
@@ -180,20 +94,12 @@ def remove_unused(path: Path) -> tuple[int, int]:
 
 def _unused(path: Path, manifest: Manifest) -> Iterator[Path]:
     known = {shard.name for shard in manifest.shards}
-    yield from (file for file in (path / SHARDS).iterdir() if file.stem not in known)
-    for file in path.iterdir():
-        if file.is_file() and file.name not in (MANIFEST, REJECTS):
+    yield from partial_files(path)
+    yield from partial_files(path / SHARDS)
+    for file in (path / SHARDS).iterdir():
+        match = OURS.fullmatch(file.name)
+        if match is not None and match[1] not in known:
             yield file
-
-
-def _problem(path: Path, name: str, expected: int) -> str | None:
-    try:
-        found = file_checksum(path / SHARDS / name)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return (
-        None if found == expected else f"CRC-32 is {found:08x}, it was written with {expected:08x}"
-    )
 
 
 def _medians(values: np.ndarray) -> str:

@@ -1,0 +1,440 @@
+"""How fast stamps are read, packed and streamed, each beside what others use.
+
+python scripts/benchmark_ingest.py real_data=FOLDER [docs=PAGE.md] [out=FILE.json] [size=small]
+
+A row is a rate over another rate, both measured in turns in the same run, all files in the page
+cache. "To the store" means everything: listing, reading, mask, sky statistics, catalogue row,
+checksum, pixels on disk (fsync included) and the start of other processes; the yardsticks only hand
+over pixels and header, in one process, and write nothing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+from omegaconf import DictConfig
+
+SIDE = 63
+MOSAIC_SIDE = 4096
+BATCH = 256
+BEGIN, END = "<!-- ingest: begin -->", "<!-- ingest: end -->"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    n_files: int
+    n_yardstick: int
+    n_hdus: int
+    n_rounds: int
+
+
+SCALES = {"full": Scale(20_000, 2_000, 1_000, 5), "small": Scale(1_000, 200, 100, 2)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, as all benchmarks have it."""
+
+    name: str
+    value: float
+    spread: float
+    unit: str
+    base: float
+    hard: float
+    against: str
+    note: str
+
+
+Work = Callable[[], int]
+"""Does something and returns how many stamps it did it to."""
+
+
+def compare(ours: Work, theirs: Work, n_rounds: int) -> tuple[float, float, str]:
+    """Median and spread of our rate over theirs, in turns; the median rates in words."""
+    ours(), theirs()  # caches, imports, compiled code
+    ratios, rates = [], []
+    for _ in range(n_rounds):
+        pair = [_rate(ours), _rate(theirs)]
+        ratios.append(pair[0] / pair[1])
+        rates.append(pair)
+    ours_median, theirs_median = np.median(rates, axis=0)
+    spread = (max(ratios) - min(ratios)) / 2
+    return (
+        statistics.median(ratios),
+        spread,
+        f"{ours_median:,.0f} against {theirs_median:,.0f} stamps/s",
+    )
+
+
+def _rate(work: Work) -> float:
+    began = time.perf_counter()
+    n_stamps = work()
+    return n_stamps / (time.perf_counter() - began)
+
+
+# -- what is read ----------------------------------------------------------------------------------
+
+
+def header_of(k: int, extension: bool = False) -> bytes:
+    """The 36 cards of a survey's stamp: those of its pixels, its WCS, and what it is called."""
+    from astropy.io import fits
+
+    header = fits.Header()
+    header["XTENSION" if extension else "SIMPLE"] = "IMAGE" if extension else True
+    header.update({"BITPIX": -32, "NAXIS": 2, "NAXIS1": SIDE, "NAXIS2": SIDE})
+    if extension:
+        header.update({"PCOUNT": 0, "GCOUNT": 1})
+    rng = np.random.default_rng(k)
+    header.update({"OBJID": f"OBJ{k:07d}", "CLASS": ("star", "galaxy")[k % 2], "FILTER": "r"})
+    header.update({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CUNIT1": "deg", "CUNIT2": "deg"})
+    header.update({"CRVAL1": rng.uniform(0, 360), "CRVAL2": rng.uniform(-60, 60)})
+    header.update({"CRPIX1": 32.0, "CRPIX2": 32.0, "CDELT1": -2.8e-4, "CDELT2": 2.8e-4})
+    header.update({"SEEING": (rng.uniform(1, 3), "[pixel]"), "EXPTIME": 30.0, "GAIN": 6.2})
+    header.update({"DATE-OBS": "2024-01-01T00:00:00", "MJD-OBS": 60310.0 + k, "AIRMASS": 1.2})
+    header.update({f"NOTE{n}": "what surveys write" for n in range(11)})
+    header["COMMENT"] = "a stamp for timing"
+    return header.tostring().encode()
+
+
+def stamp_bytes(k: int, extension: bool = False) -> bytes:
+    """A stamp as a FITS file or as an extension: noise, sky and a source, big-endian float32."""
+    rng = np.random.default_rng(k)
+    y, x = np.mgrid[:SIDE, :SIDE] - SIDE // 2
+    light = rng.uniform(50, 5000) * np.exp(-(x**2 + y**2) / rng.uniform(4, 20))
+    pixels = (light + 120 + rng.normal(0, 6, light.shape)).astype(">f4").tobytes()
+    return header_of(k, extension) + pixels + bytes(-len(pixels) % 2880)
+
+
+def write_inputs(folder: Path, scale: Scale, real_data: str | None) -> None:
+    """All files that are read."""
+    from astropy.io import fits
+
+    for name in ("plain", "packed", "extensions", "mosaic", "alerts"):
+        (folder / name).mkdir(parents=True)
+    for k in range(scale.n_files):
+        raw = stamp_bytes(k)
+        (folder / "plain" / f"{k:06d}.fits").write_bytes(raw)
+        (folder / "packed" / f"{k:06d}.fits.gz").write_bytes(gzip.compress(raw, 6))
+    empty = fits.PrimaryHDU().header.tostring().encode()
+    for first in range(0, scale.n_files, scale.n_hdus):
+        with (folder / "extensions" / f"{first:06d}.fits").open("wb") as file:
+            file.write(empty)
+            for k in range(first, first + scale.n_hdus):
+                file.write(stamp_bytes(k, extension=True))
+    rng = np.random.default_rng(0)
+    mosaic = rng.normal(120, 6, (MOSAIC_SIDE, MOSAIC_SIDE)).astype(np.float32)
+    fits.writeto(folder / "mosaic" / "field.fits", mosaic)
+    places = rng.uniform(SIDE, MOSAIC_SIDE - SIDE, (scale.n_files, 2))
+    rows = "\n".join(f"{k},{x:.3f},{y:.3f}" for k, (x, y) in enumerate(places))
+    (folder / "mosaic" / "sources.csv").write_text(f"id,x,y\n{rows}\n")
+    if real_data:
+        packets = sorted(Path(real_data, "ztf_alerts").glob("*.avro"))
+        for copy in range(max(1, scale.n_files // (5 * len(packets)))):
+            for packet in packets:
+                shutil.copy(packet, folder / "alerts" / f"{copy}_{packet.name}")
+
+
+# -- ours -----------------------------------------------------------------------------------------
+
+
+def to_store(reader: Any, root: Path) -> Work:
+    """Pack all that is below a folder, anew each time."""
+    from vae_astro.data.store.pack import open_or_pack
+
+    def work() -> int:
+        with tempfile.TemporaryDirectory(dir=root.parent) as stores:
+            store = open_or_pack(root, reader, Path(stores), progress=False, max_bad_fraction=0.0)
+            return len(store)
+
+    return work
+
+
+# -- what others use -------------------------------------------------------------------------------
+
+
+def in_turn(items: list[Any], n: int, one: Callable[[Any], int]) -> Work:
+    """A yardstick on n items, the next ones each time."""
+    position = 0
+
+    def work() -> int:
+        nonlocal position
+        chosen = [items[(position + k) % len(items)] for k in range(n)]
+        position += n
+        return sum(map(one, chosen))
+
+    return work
+
+
+def with_astropy(path: Path) -> int:
+    """Pixels and header of every image of a file."""
+    from astropy.io import fits
+
+    n_images = 0
+    with fits.open(path) as hdus:
+        for hdu in hdus:
+            if hdu.header["NAXIS"]:
+                np.array(hdu.data, dtype=np.float32)
+                n_images += 1
+    return n_images
+
+
+def with_fitsio(path: Path) -> int:
+    """Pixels and header of the first image."""
+    import fitsio
+
+    pixels, _ = fitsio.read(str(path), header=True)
+    np.array(pixels, dtype=np.float32)
+    return 1
+
+
+def alert_with_astropy(path: Path) -> int:
+    """Three cutouts of each packet of a file."""
+    from io import BytesIO
+
+    import fastavro
+    from astropy.io import fits
+
+    n_alerts = 0
+    with path.open("rb") as file:
+        for packet in fastavro.reader(file):
+            for name in ("Science", "Template", "Difference"):
+                raw = gzip.decompress(packet[f"cutout{name}"]["stampData"])
+                with fits.open(BytesIO(raw)) as hdus:
+                    np.array(hdus[0].data, dtype=np.float32)
+            n_alerts += 1
+    return n_alerts
+
+
+# -- the rows -------------------------------------------------------------------------------------
+
+
+def reading_rows(folder: Path, scale: Scale) -> Iterator[Row]:
+    """Files to the store."""
+    from vae_astro.data.sources.alerts import AlertReader
+    from vae_astro.data.sources.fits import FitsReader
+
+    plain = sorted((folder / "plain").iterdir())
+    packed = sorted((folder / "packed").iterdir())
+    many = sorted((folder / "extensions").iterdir())
+    alerts = sorted((folder / "alerts").iterdir())
+    n, fits_reader = scale.n_yardstick, FitsReader()
+    to_do: list[tuple[str, Work, Work, float, float, str]] = [
+        (
+            f"one file a stamp, {scale.n_files} files, to the store",
+            to_store(fits_reader, folder / "plain"),
+            in_turn(plain, n, with_astropy),
+            15,
+            40,
+            "astropy.io.fits, one process",
+        ),
+        (
+            f"gzipped, one file a stamp, {scale.n_files} files, to the store",
+            to_store(fits_reader, folder / "packed"),
+            in_turn(packed, n, with_astropy),
+            7,
+            12,
+            "astropy.io.fits, one process",
+        ),
+        (
+            f"multi-extension, {scale.n_hdus} HDUs a file, to the store",
+            to_store(fits_reader, folder / "extensions"),
+            in_turn(many, 1, with_astropy),
+            8,
+            20,
+            "astropy.io.fits, one process",
+        ),
+    ]
+    try:
+        import fitsio  # noqa: F401
+    except ImportError:
+        print("fitsio is not installed, its row is left out: pip install 'vae-astro[benchmark]'")
+    else:
+        ours = to_do[0][1]
+        yardstick = in_turn(plain, n, with_fitsio)
+        to_do.insert(1, (to_do[0][0], ours, yardstick, 1.5, 4, "fitsio, one process"))
+    if alerts:
+        ours, yardstick = (
+            to_store(AlertReader(), folder / "alerts"),
+            in_turn(alerts, n // 4, alert_with_astropy),
+        )
+        against = "fastavro + gzip + astropy.io.fits, one process"
+        to_do.append(("ZTF Avro, three cutouts, to the store", ours, yardstick, 4, 10, against))
+    else:
+        print("real_data= is not given: the row of ZTF alerts is left out")
+    for name, ours, yardstick, base, hard, against in to_do:
+        value, spread, note = compare(ours, yardstick, scale.n_rounds)
+        yield Row(name, value, spread, "times as fast", base, hard, against, note)
+
+
+def mosaic_rows(folder: Path, scale: Scale) -> Iterator[Row]:
+    """Cutouts of a mosaic, read alone and to the store."""
+    from astropy.io import fits
+    from astropy.nddata import Cutout2D
+    from vae_astro.data.sources.mosaics import MosaicReader
+
+    from vae_astro.data.sources.root import open_root
+
+    root = folder / "mosaic"
+    table = np.loadtxt(root / "sources.csv", delimiter=",", skiprows=1)
+    mosaic = fits.getdata(root / "field.fits").astype(np.float32)
+    reader = MosaicReader(catalogue=str(root / "sources.csv"), size=SIDE)
+
+    def one(place: Any) -> int:
+        return int(np.array(Cutout2D(mosaic, place, SIDE).data).shape[0] == SIDE)
+
+    def read() -> int:
+        place = open_root(str(root))
+        return sum(len(block) for block in reader.read(reader.find(place), place))
+
+    yardstick = in_turn(list(table[:, 1:]), scale.n_yardstick, one)
+    name = f"cutouts from a {MOSAIC_SIDE}x{MOSAIC_SIDE} mosaic"
+    for what, ours in ((", read alone", read), (", to the store", to_store(reader, root))):
+        value, spread, note = compare(ours, yardstick, scale.n_rounds)
+        yield Row(name + what, value, spread, "times as fast", 4, 6, "Cutout2D without WCS", note)
+
+
+def streaming_rows(folder: Path, scale: Scale) -> Iterator[Row]:
+    """Batches from a store in memory."""
+    from vae_astro.data.batches import EpochSampler, StampDataset, StampLoader
+    from vae_astro.data.normalize import Normalizer
+    from vae_astro.data.sky import good_pixels, measure_sky
+    from vae_astro.data.sources.fits import FitsReader
+    from vae_astro.data.store.pack import open_or_pack
+
+    store = open_or_pack(folder / "plain", FitsReader(), folder / "stores", progress=False)
+    everything = np.arange(len(store))
+    raw = store.gather(everything)
+    order = np.random.default_rng(0).permutation(everything)
+    batches = [order[k : k + BATCH] for k in range(0, len(order) - BATCH + 1, BATCH)]
+    target = np.empty_like(raw[:BATCH])
+    sampler = EpochSampler(everything, BATCH, seed=0, augment=True)
+    loader = StampLoader(StampDataset(store, Normalizer(gain=6.2, saturation=5e4)), sampler)
+
+    def copy() -> int:
+        for k in range(len(batches)):
+            np.copyto(target, raw[k * BATCH : (k + 1) * BATCH])
+        return len(batches) * BATCH
+
+    def gather() -> int:
+        for rows in batches:
+            store.gather(rows)
+        return len(batches) * BATCH
+
+    def epoch() -> int:
+        return sum(len(batch["index"]) for batch in loader)
+
+    chunk = raw[: min(len(raw), 1024)]
+    good = good_pixels(chunk)
+
+    def ours_sky() -> int:
+        measure_sky(chunk, good)
+        return len(chunk)
+
+    def numpy_sky() -> int:
+        for stamp in chunk:
+            pixels = stamp.ravel()
+            level = np.median(pixels)
+            np.median(np.abs(pixels - level))
+        return len(chunk)
+
+    rows: list[tuple[str, Work, Work, float, float, str]] = [
+        (
+            "shuffled batches of 256 from the store",
+            gather,
+            copy,
+            0.7,
+            0.85,
+            "np.copyto of the same bytes",
+        ),
+        (
+            "one epoch through the DataLoader, normalised, masked, augmented",
+            epoch,
+            gather,
+            0.4,
+            0.7,
+            "the bare gather",
+        ),
+        (
+            "sky and noise per stamp, with three clips",
+            ours_sky,
+            numpy_sky,
+            4,
+            8,
+            "per-stamp numpy median and MAD, without clips",
+        ),
+    ]
+    for name, ours, yardstick, base, hard, against in rows:
+        value, spread, note = compare(ours, yardstick, scale.n_rounds)
+        yield Row(name, value, spread, "times as fast", base, hard, against, note)
+
+
+# -- the page -------------------------------------------------------------------------------------
+
+
+def table(rows: list[Row]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| work | against | times as fast | base | hard | rates |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        figure = f"{row.value:.3g} ± {row.spread:.2g}"
+        lines.append(
+            f"| {row.name} | {row.against} | {figure} | {row.base:g} | {row.hard:g} | {row.note} |"
+        )
+    return "\n".join(lines)
+
+
+def write_docs(page: Path, rows: list[Row]) -> None:
+    """Replace the section between the two marks of a page."""
+    text = page.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}")
+
+
+@hydra.main(config_path="../conf", config_name="benchmark", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Measure all rows, print the table, write the figures."""
+    from vae_astro.errors import InputError
+
+    if cfg.size not in SCALES:
+        sys.exit(f"error: size must be one of {', '.join(SCALES)}, got {cfg.size}")
+    scale = SCALES[cfg.size]
+    rows: list[Row] = []
+    print(f"{os.cpu_count()} cores; writing the files that are read")
+    try:
+        with tempfile.TemporaryDirectory(dir=cfg.scratch) as folder:
+            write_inputs(Path(folder), scale, cfg.real_data)
+            for measure in (reading_rows, mosaic_rows, streaming_rows):
+                for row in measure(Path(folder), scale):
+                    rows.append(row)
+                    print(table([row]).splitlines()[-1], flush=True)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    print(table(rows))
+    if cfg.out:
+        Path(cfg.out).write_text(
+            json.dumps({"rows": [asdict(row) for row in rows]}, indent=2) + "\n"
+        )
+    if cfg.docs:
+        write_docs(Path(cfg.docs), rows)
+
+
+if __name__ == "__main__":
+    main()
