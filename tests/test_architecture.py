@@ -183,7 +183,7 @@ def test_what_help_needs_does_not_wait_for_torch(light):
         ("vae_astro.data.store.store", "from vae_astro.model.encoders import ConvEncoder"),
         ("vae_astro.data.store.store", "import vae_astro.vae"),
         ("vae_astro.data.store.store", "from vae_astro import VAE"),
-        ("vae_astro.data.store.store", "from ..vae import VAE"),
+        ("vae_astro.data.store.store", "from ...vae import VAE"),
         ("vae_astro.model.priors", "from vae_astro.data.stamp import Stamp"),
         ("vae_astro.model.posterior", "from vae_astro.objective.elbo import Elbo"),
         ("vae_astro.model.posterior", "from vae_astro.objective import beta"),
@@ -204,7 +204,7 @@ def test_an_arrow_that_points_back_is_found(module, source):
     [
         ("vae_astro.model.posterior", "from vae_astro.objective.kl import gaussian_kl_per_unit"),
         ("vae_astro.vae", "import vae_astro\nfrom vae_astro.data.batches import Batch"),
-        ("vae_astro.data.store.store", "from vae_astro.data import normalize\nfrom . import stamp"),
+        ("vae_astro.data.store.store", "from vae_astro.data import normalize\nfrom . import shard"),
         ("vae_astro.run", "from vae_astro import VAE\nfrom vae_astro.report import figures"),
         ("vae_astro.report.page", "import torch\nimport vae_astro_extras"),
     ],

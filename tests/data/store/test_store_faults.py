@@ -72,7 +72,7 @@ def test_a_disk_that_fills_up_keeps_what_is_complete(
     expected = pack("stores")
     n_bytes = sum(4096 * -(-len(content) // 4096) for content in expected.values())
     n_kept = n_again = 0
-    for size in np.linspace(8192, n_bytes, n_points).astype(int):
+    for size in np.linspace(8192, n_bytes - 4096, n_points).astype(int):
         small_disk(size)
         n_read()
         with pytest.raises(InputError, match=r"No space left.*data\.store_dir.*start again"):
@@ -90,7 +90,7 @@ def test_a_disk_that_fills_up_keeps_what_is_complete(
         shutil.rmtree(tmp_path / "disk" / "stores")
     assert 0 < n_again < n_points * len(names)
     print(
-        f"disk full at {n_points} points from 8192 to {n_bytes} bytes: {n_kept} complete shards "
+        f"disk full at {n_points} points from 8 KiB to all but one page of {n_bytes} bytes: {n_kept} complete shards "
         f"stayed, {n_again} of {n_points * len(names)} files were read again, every store has the "
         "same bytes"
     )

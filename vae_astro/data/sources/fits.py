@@ -329,13 +329,13 @@ def _first_image(content: bytes, max_pixels: int) -> np.ndarray:
     """`first_image` of an unpacked file, by astropy."""
     stream = BytesIO(content)
     hdus, lost = scan_headers(stream)
-    for hdu in hdus:
-        if _holds_image(hdu):
-            if len(hdu.shape) != 2 or min(hdu.shape) < 1:
-                raise RefusedError("wrong dimensions", f"shape {hdu.shape}, expected (H, W)")
-            _check_claims(hdu, (1, 1, *hdu.shape), max_pixels, stream)
-            return _pixels(hdu, ...)
     with quiet_astropy():
+        for hdu in hdus:
+            if _holds_image(hdu):
+                if len(hdu.shape) != 2 or min(hdu.shape) < 1:
+                    raise RefusedError("wrong dimensions", f"shape {hdu.shape}, expected (H, W)")
+                _check_claims(hdu, (1, 1, *hdu.shape), max_pixels, stream)
+                return _pixels(hdu, ...)
         raise lost or RefusedError("no image", f"holds {_listing(hdus)}, expected an image")
 
 

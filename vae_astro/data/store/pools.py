@@ -23,6 +23,8 @@ __all__ = ["pack_lots"]
 
 WORTH_A_PROCESS = 3.0
 """Seconds of work left from which it pays to start others: each takes about one to be ready."""
+PATIENCE = "20s"
+"""How long a Dask scheduler may take to answer."""
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +153,7 @@ def _dask(address: str, n_processes: int) -> Iterator[tuple[Submit, int]]:
             cluster = LocalCluster(
                 n_workers=n_processes, threads_per_worker=1, dashboard_address=None
             )
-        client = Client(address if cluster is None else cluster, timeout="20s")
+        client = Client(address if cluster is None else cluster, timeout=PATIENCE)
     except (OSError, ValueError) as error:
         raise InputError(f"pack.cluster={address} cannot be reached: {error}") from error
     try:
