@@ -147,7 +147,10 @@ def _write_table(table: Any, file: str) -> None:
     suffix = Path(file).suffix
     if suffix not in writers:
         raise InputError(f"catalogue={file} must end in {', '.join(writers)}")
-    writers[suffix](table, file)
+    try:
+        writers[suffix](table, Path(file).expanduser())
+    except OSError as error:
+        raise InputError(f"catalogue={file} cannot be written: {error}") from error
     print(f"{table.num_rows} rows in {file}")
 
 

@@ -250,6 +250,7 @@ class StampDataModule(LightningDataModule):
             self.seed,
             augment=self.augment,
             shuffle=self._shuffle(),
+            will_need=self.store.will_need,
             rank=rank,
             n_ranks=n_ranks,
         )

@@ -85,7 +85,8 @@ def normalize_rows(
 ) -> None:
     """Normalise stamps that lie anywhere in memory.
 
-    Image and noise are within 4 units in the last place of the exact values; the mask is exact.
+    The image is within 4 units in the last place of the exact values, the noise within 5; the mask
+    is exact.
 
     Parameters
     ----------

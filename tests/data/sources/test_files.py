@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import tracemalloc
 import zlib
 
 import pytest
@@ -23,6 +24,48 @@ def test_packed_data_is_unpacked_up_to_the_limit_and_told_when_it_breaks_off(pac
             unpack(pack(data), max_bytes=len(data) - 1)
         with pytest.raises(RefusedError, match="truncated file"):
             unpack(pack(data)[:-9])
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
+def test_members_that_follow_each_other_are_one_file(pack):
+    data = bytes(range(256)) * 20
+    assert unpack(pack(data) + pack(b"") + pack(data[:7])) == data + data[:7]
+    with pytest.raises(RefusedError, match="too large"):
+        unpack(pack(data) + pack(data), max_bytes=2 * len(data) - 1)
+
+
+def test_zeros_after_gzip_data_are_padding_and_anything_else_is_refused():
+    data = bytes(range(256)) * 20
+    assert unpack(gzip.compress(data) + bytes(512)) == data
+    with pytest.raises(RefusedError):
+        unpack(gzip.compress(data) + b"junk")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
+def test_damaged_data_is_refused_and_never_taken_for_whole(pack):
+    data = bytes(range(256)) * 20
+    packed = pack(data)
+    n_refused = 0
+    for at in range(10, len(packed)):
+        damaged = bytearray(packed)
+        damaged[at] ^= 0x5A
+        try:
+            assert unpack(bytes(damaged)) == data  # a byte that means nothing
+        except RefusedError:
+            n_refused += 1
+    assert n_refused > 0.9 * len(packed[10:])
+
+
+def test_a_bomb_is_refused_before_it_takes_memory():
+    bomb = gzip.compress(bytes(2**26))
+    bombs = bomb + bomb
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusedError, match="too large"):
+            unpack(bombs, max_bytes=2**20)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

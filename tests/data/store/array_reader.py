@@ -98,7 +98,8 @@ def as_block(stamps: list[Stamp]) -> StampBlock:
         np.array([stamp.ra for stamp in stamps]),
         np.array([stamp.dec for stamp in stamps]),
         np.array([stamp.seeing for stamp in stamps]),
-        np.stack([s.noise for s in stamps if s.noise is not None]) if stamps[0].noise is not None
+        np.stack([s.noise for s in stamps if s.noise is not None])
+        if stamps[0].noise is not None
         else None,
     )
 

@@ -13,6 +13,7 @@ from vae_astro.data.store import plan
 from vae_astro.data.store.pack import open_or_pack
 from vae_astro.data.store.store import StampStore
 
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return write_stamps(tmp_path / "sky", *NAMES)

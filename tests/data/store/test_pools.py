@@ -1,4 +1,4 @@
-"""Lots packed by other processes, here and on a Dask cluster: the same bytes, nobody left behind."""
+"""Lots packed by other processes, here and on a Dask cluster: the same bytes, none left behind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,8 +52,6 @@ def test_processes_write_the_bytes_that_one_writes(many, tmp_path):
 
 def test_lots_are_handed_out_in_time_and_each_comes_back_once(many):
     """Whatever is done first: a worker that is quick, or this process."""
-    from concurrent.futures import ThreadPoolExecutor
-
     seen = []
     lots = list(enumerate(plan.plan_lots(ArrayReader().find(pack_module.open_root(str(many))), [])))
 
@@ -75,10 +75,10 @@ def test_lots_are_handed_out_in_time_and_each_comes_back_once(many):
 
 
 def test_a_bad_stamp_in_another_process_ends_all_of_them(many):
-    (many / "bad.npy").rename(many / "a00bad.npy")
-    (many / "bad.npy").write_text("x")
+    (many / "bad.npy").unlink()
+    (many / "a03.npy").write_bytes(b"x" * 1152)  # the others begin at the front
     reader = ArrayReader(names=("r",), seconds_per_file=0.1)
-    with pytest.raises(InputError, match=r"not an array: bad\.npy"):
+    with pytest.raises(InputError, match=r"unreadable: a03\.npy"):
         pack(many, reader, n_processes=2, on_bad="raise")
     assert multiprocessing.active_children() == []
 
@@ -128,11 +128,6 @@ def test_packing_and_reading_need_no_torch():
 # Dask
 
 
-# asynchronous servers that are closed leave sockets to the garbage collector
-quiet = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-
-
-@quiet
 def test_a_local_cluster_writes_the_bytes_that_one_process_writes(many):
     pytest.importorskip("distributed")
     alone = pack(many, n_processes=1)
@@ -140,7 +135,6 @@ def test_a_local_cluster_writes_the_bytes_that_one_process_writes(many):
     assert contents(clustered.path) == contents(alone.path)
 
 
-@quiet
 @pytest.mark.slow
 def test_a_cluster_at_an_address_survives_the_death_of_a_worker(many):
     distributed = pytest.importorskip("distributed")
@@ -153,14 +147,11 @@ def test_a_cluster_at_an_address_survives_the_death_of_a_worker(many):
         assert contents(pack(many, cluster=address).path) == contents(alone.path)
         victim = next(iter(client.run(os.getpid).values()))
         reader = ArrayReader(names=("r",), seconds_per_file=0.3)
-        import threading
-
         threading.Timer(1.0, os.kill, (victim, 9)).start()
         store = pack(many, reader, cluster=address)
         assert contents(store.path) == contents(alone.path)
 
 
-@quiet
 def test_a_cluster_that_is_not_there_is_named(many, monkeypatch):
     pytest.importorskip("distributed")
     monkeypatch.setattr(pools, "PATIENCE", "1s")

@@ -90,9 +90,9 @@ def test_a_disk_that_fills_up_keeps_what_is_complete(
         shutil.rmtree(tmp_path / "disk" / "stores")
     assert 0 < n_again < n_points * len(names)
     print(
-        f"disk full at {n_points} points from 8 KiB to all but one page of {n_bytes} bytes: {n_kept} complete shards "
-        f"stayed, {n_again} of {n_points * len(names)} files were read again, every store has the "
-        "same bytes"
+        f"disk full at {n_points} points from 8 KiB to all but one page of {n_bytes} bytes: "
+        f"{n_kept} complete shards stayed, {n_again} of {n_points * len(names)} files were read "
+        "again, every store has the same bytes"
     )
 
 

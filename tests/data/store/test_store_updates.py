@@ -54,9 +54,7 @@ def test_a_second_opening_reads_no_stamp_and_writes_nothing(pack, traced, n_read
     expect(second, NAMES)
 
 
-def test_a_night_more_is_read_alone_and_its_rows_come_last(
-    root, pack, traced, n_read, lots_of_two
-):
+def test_a_night_more_is_read_alone_and_its_rows_come_last(root, pack, traced, n_read, lots_of_two):
     first = pack(traced, size=SIZE)
     n_read()
     before = contents(first.path)
@@ -178,9 +176,7 @@ def test_a_finished_store_opens_where_nothing_can_be_written(pack, monkeypatch):
     assert pack().path == path
 
 
-def test_a_store_of_an_older_format_is_left_alone_and_its_stamps_are_packed_anew(
-    pack, monkeypatch
-):
+def test_a_store_of_an_older_format_is_left_alone_and_its_stamps_are_packed_anew(pack, monkeypatch):
     with monkeypatch.context() as older:
         older.setattr(pack_module, "FORMAT_VERSION", 2)
         old = pack()
@@ -213,9 +209,7 @@ def run_here(command: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def test_two_packers_at_once_make_one_good_store_and_read_the_stamps_once(
-    tmp_path, trace, caplog
-):
+def test_two_packers_at_once_make_one_good_store_and_read_the_stamps_once(tmp_path, trace, caplog):
     names = [f"a{k:02}" for k in range(12)]
     root = write_stamps(tmp_path / "sky", *names)
     stores, ready, go = tmp_path / "stores", tmp_path / "ready", tmp_path / "go"

@@ -31,7 +31,7 @@ from vae_astro.data.sources.headers import (
     quiet_astropy,
     scan_headers,
 )
-from vae_astro.data.sources.plain_chunks import Chunk, read_chunks
+from vae_astro.data.sources.plain_chunks import Chunk, Memory, read_chunks
 from vae_astro.data.sources.plain_fits import PlainReader, plain_image
 from vae_astro.data.sources.plain_stamps import Identity
 from vae_astro.data.sources.reader import Source
@@ -48,6 +48,7 @@ FITS_SUFFIXES = (
 )
 MAX_BANDS_AUTO = 6  # first axis up to which a cube is taken for the bands of one object
 IN_MEMORY_BYTES = 2**26  # a larger uncompressed file is read piece by piece from disk
+KEPT_BYTES = 2**24  # of memory that is used again by the next call
 MAX_READERS = 16  # whose templates are remembered
 _LABELS = ["CLASS", "LABEL"]
 _SUFFIX = re.compile(r"(\.(fits|fit|fts))?(\.(gz|bz2|fz))?$", re.IGNORECASE)
@@ -132,8 +133,9 @@ class FitsReader:
         Stamps of plain images come in blocks whose memory is used again for the next one.
         """
         plain = self._plain_reader()
-        memory: dict[tuple[int, ...], np.ndarray] = {}
-        for chunk in read_chunks(sources, root, IN_MEMORY_BYTES):
+        # Fresh memory costs as much as filling it. Who stops half-way does not give it back.
+        memory: Memory = _of_thread.__dict__.pop("memory", {})
+        for chunk in read_chunks(sources, root, IN_MEMORY_BYTES, memory):
 
             def others(item: Any, chunk: Chunk = chunk) -> Iterator[Item]:
                 if isinstance(item, Reject):
@@ -147,6 +149,7 @@ class FitsReader:
                     yield from self._read_stream(chunk.names[item], content)
 
             yield from plain.read(chunk, others, memory)
+        _of_thread.memory = {k: a for k, a in memory.items() if a.nbytes <= KEPT_BYTES}
 
     def _plain_reader(self) -> PlainReader:
         """The one of this thread that remembers what headers look like."""

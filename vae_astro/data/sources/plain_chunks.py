@@ -13,11 +13,14 @@ from vae_astro.data.sources.reader import Source
 from vae_astro.data.sources.root import FileVersion, Root
 from vae_astro.data.stamp import Reject
 
-__all__ = ["BLOCK_BYTES", "Chunk", "read_chunks"]
+__all__ = ["BLOCK_BYTES", "Chunk", "Memory", "read_chunks"]
 
 BLOCK_BYTES = 2880
 CHUNK_BYTES = 2**22  # what is read is used while it is still in the processor's cache
 MAX_FILES = 512
+
+Memory = dict[tuple[int, ...], np.ndarray]
+"""To be used again: the files of a chunk under (), blocks of pixels under their shape."""
 
 
 class Chunk(NamedTuple):
@@ -81,7 +84,9 @@ class Chunk(NamedTuple):
         return rows
 
 
-def read_chunks(sources: Sequence[Source], root: Root, in_memory_bytes: int) -> Iterator[Chunk]:
+def read_chunks(
+    sources: Sequence[Source], root: Root, in_memory_bytes: int, memory: Memory
+) -> Iterator[Chunk]:
     """The first file of each source, read and unpacked, as many at a time as make a good chunk.
 
     Parameters
@@ -92,12 +97,16 @@ def read_chunks(sources: Sequence[Source], root: Root, in_memory_bytes: int) -> 
         Where.
     in_memory_bytes : int
         Files that are larger, packed or unpacked, are not taken into the chunk.
+    memory : Memory
+        What there is already; what was made larger is left in it.
     """
-    filling = _Filling()
-    contents = None
+    contents: Iterator[bytes | RefusedError | OSError] | None = None
     if type(root) is not Root:  # not on this machine: it reads ahead
         small = [s.files[0] for s in sources if s.files[0].n_bytes <= in_memory_bytes]
         contents = root.read_many(small, in_memory_bytes)
+    if () not in memory:
+        memory[()] = np.empty(CHUNK_BYTES, np.uint8)
+    filling = _Filling(memory[()])
     for source in sources:
         file = source.files[0]
         if file.n_bytes > in_memory_bytes:
@@ -108,14 +117,14 @@ def read_chunks(sources: Sequence[Source], root: Root, in_memory_bytes: int) -> 
             filling = filling.emptied(file.n_bytes)
         try:
             if contents is None:
-                content = _read(file, root, filling.room(file.n_bytes))
+                content: bytes | memoryview = _read(file, root, filling.view[filling.at :])
             else:
                 answer = next(contents)
                 if isinstance(answer, Exception):
                     raise answer
-                content = memoryview(answer)
+                content = answer
             if bytes(content[:3]).startswith(GZIP_OR_BZIP2):
-                content = memoryview(unpack(content))
+                content = unpack(content)
         except Exception as error:
             filling.items.append(as_reject(file.name, error))
             continue
@@ -124,33 +133,33 @@ def read_chunks(sources: Sequence[Source], root: Root, in_memory_bytes: int) -> 
             yield filling.chunk()
             filling = filling.emptied(0)
             continue
-        if not filling.has_room(len(content)):
-            kept = bytes(content)
+        if not filling.has_room(len(content)):  # it was larger than it looked
+            content = bytes(content)
             yield filling.chunk()
-            filling = filling.emptied(len(kept))
-            content = memoryview(kept)
+            filling = filling.emptied(len(content))
         filling.add(file.name, content)
     if filling.items:
         yield filling.chunk()
+    memory[()] = filling.memory
 
 
 def _read(file: FileVersion, root: Root, room: memoryview) -> memoryview:
     """A whole file, straight to where it is wanted."""
     descriptor = root.descriptor(file)
     try:
-        n_bytes = os.readv(descriptor, [room])
+        n_bytes = os.readv(descriptor, [room[: file.n_bytes]])
     finally:
         os.close(descriptor)
     if n_bytes < file.n_bytes:
         raise RefusedError("changed", f"{n_bytes} bytes, {file.n_bytes} when it was listed")
-    return room
+    return room[:n_bytes]
 
 
 class _Filling:
     """A chunk that is being filled."""
 
-    def __init__(self, memory: np.ndarray | None = None) -> None:
-        self.memory = np.empty(CHUNK_BYTES, np.uint8) if memory is None else memory
+    def __init__(self, memory: np.ndarray) -> None:
+        self.memory = memory
         self.view = self.memory.data
         self.items: list[int | FileVersion | tuple[str, bytes] | Reject] = []
         self.names: list[str] = []
@@ -161,18 +170,16 @@ class _Filling:
     def has_room(self, n_bytes: int) -> bool:
         return self.at + n_bytes + BLOCK_BYTES <= len(self.view) and len(self.items) < MAX_FILES
 
-    def room(self, n_bytes: int) -> memoryview:
-        return self.view[self.at : self.at + n_bytes]
-
-    def add(self, name: str, content: memoryview) -> None:
+    def add(self, name: str, content: bytes | memoryview) -> None:
+        """Take a file, whose content may already be in place."""
         n_bytes = len(content)
-        if content.obj is not self.memory:
+        if not isinstance(content, memoryview):
             self.view[self.at : self.at + n_bytes] = content
         self.items.append(len(self.names))
         self.names.append(name)
         self.first.append(self.at // BLOCK_BYTES)
         self.n_bytes.append(n_bytes)
-        self.at += -(-n_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        self.at -= -n_bytes // BLOCK_BYTES * BLOCK_BYTES
 
     def chunk(self) -> Chunk:
         first = np.array(self.first, dtype=np.int64)

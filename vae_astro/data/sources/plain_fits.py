@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from vae_astro.data.sources.headers import quiet_astropy
-from vae_astro.data.sources.plain_chunks import BLOCK_BYTES, Chunk
+from vae_astro.data.sources.plain_chunks import BLOCK_BYTES, Chunk, Memory
 from vae_astro.data.sources.plain_stamps import Identity, ImageRows, PlainStamps, header_words
 from vae_astro.data.sources.plain_values import CentreWcs
 from vae_astro.data.sources.templates import (
@@ -88,7 +88,7 @@ class PlainReader:
         self,
         chunk: Chunk,
         others: Callable[[Any], Iterator[Item]],
-        memory: dict[tuple[int, ...], np.ndarray],
+        memory: Memory,
     ) -> Iterator[Item]:
         """All stamps of a chunk in the order of its files.
 
@@ -98,7 +98,7 @@ class PlainReader:
             The files.
         others : callable
             What comes of an item of the chunk that is no plain file.
-        memory : dict
+        memory : Memory
             Blocks of pixels, to be used again by the next call.
         """
         with quiet_astropy():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vae_astro.data.sources.files import RefusedError, as_reject
-from vae_astro.data.sources.plain_chunks import BLOCK_BYTES, Chunk
+from vae_astro.data.sources.plain_chunks import BLOCK_BYTES, Chunk, Memory
 from vae_astro.data.sources.plain_values import (
     CentreWcs,
     image_labels,
@@ -145,32 +145,45 @@ class PlainStamps:
             headers, image.shape, self._wcs(template)
         )
         self._seeing[chosen] = image_seeing(headers)
-        own = headers[0].texts(self._identity.keyword)
-        inherited = headers[-1].texts(self._identity.keyword) if len(headers) > 1 else None
-        names = self._chunk.names
-        ids, objects, sources = [], [], []
-        for k, (file, number, is_only) in enumerate(
-            zip(rows.file.tolist(), rows.number.tolist(), rows.is_only.tolist(), strict=True)
-        ):
-            name, suffix = names[file], "" if is_only else f"[{number}]"
-            text = own[k]
-            id = text
-            if not text:
-                text = inherited[k] if inherited else ""
-                id = (text or self._identity.stem(name)) + suffix
-            ids.append(id)
-            objects.append(text or id)
-            sources.append(name + suffix)
-            if self._identity.is_required and not text:
-                headers[0].odd[k] = True
-        labels = image_labels(headers, self._identity.label_keywords)
-        for column, texts in zip(self._texts, (ids, objects, sources, labels), strict=True):
-            for row, text in zip(chosen.tolist(), texts, strict=True):
-                column[row] = text
+        columns = [
+            *self._identify(headers, rows),
+            image_labels(headers, self._identity.label_keywords),
+        ]
+        if len(chosen) == len(self.rows):
+            self._texts = columns
+        else:
+            for whole, column in zip(self._texts, columns, strict=True):
+                for row, text in zip(chosen.tolist(), column, strict=True):
+                    whole[row] = text
         self.odd[chosen] = np.logical_or.reduce([header.odd for header in headers])
 
+    def _identify(self, headers: list[Columns], rows: ImageRows) -> tuple[list[str], ...]:
+        """Identifiers, objects and sources of some images."""
+        names = [self._chunk.names[file] for file in rows.file.tolist()]
+        sources = names
+        if not rows.is_only.all():
+            columns = zip(names, rows.number.tolist(), rows.is_only.tolist(), strict=True)
+            sources = [
+                name if is_only else f"{name}[{number}]" for name, number, is_only in columns
+            ]
+        own = headers[0].texts(self._identity.keyword)
+        if all(own):
+            return own, own, sources
+        inherited = (
+            headers[1].texts(self._identity.keyword) if len(headers) > 1 else [""] * len(own)
+        )
+        if self._identity.is_required:
+            headers[0].odd |= [not (a or b) for a, b in zip(own, inherited, strict=True)]
+        ids, objects = [], []
+        for id, text, name, source in zip(own, inherited, names, sources, strict=True):
+            # What is not the image's own name is told from the others' by where the image stands.
+            called = id or (text or self._identity.stem(name)) + source[len(name) :]
+            ids.append(called)
+            objects.append(id or text or called)
+        return ids, objects, sources
+
     def items(
-        self, breaks: np.ndarray, memory: dict[tuple[int, ...], np.ndarray]
+        self, breaks: np.ndarray, memory: Memory
     ) -> Iterator[tuple[int, StampBlock | Reject]]:
         """All of them in order, as large blocks as can be.
 
@@ -178,7 +191,7 @@ class PlainStamps:
         ----------
         breaks : ndarray of bool, shape (N,)
             Images before which something else comes.
-        memory : dict
+        memory : Memory
             Blocks of pixels by shape, to be used again.
 
         Yields

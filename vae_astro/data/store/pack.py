@@ -9,6 +9,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -37,7 +38,7 @@ from vae_astro.data.store.pools import pack_lots
 from vae_astro.data.store.rejects import in_words, read_rejects, table_of
 from vae_astro.data.store.shard import PackJob, as_text
 from vae_astro.data.store.store import StampStore, read_catalogue
-from vae_astro.data.store.whole_file import WholeFile, locked, partial_files, sync_folder
+from vae_astro.data.store.whole_file import WholeFile, locked, partial_files, sync
 from vae_astro.errors import InputError
 from vae_astro.settings import check_bool, check_choice, check_int, check_number, check_text
 
@@ -214,9 +215,9 @@ class Packer:
             )
         with WholeFile(path / REJECTS) as table:
             table.write(table_of(rejects))
-        sync_folder(job.shards)  # the manifest must not reach the disk before what it names
+        sync(job.shards)  # the manifest must not reach the disk before what it names
         manifest.write(path)
-        sync_folder(path)
+        sync(path)
         if gone:
             log.warning(
                 "%d stamps are no longer below data.root=%s and leave the store; they stay on disk "
@@ -234,21 +235,26 @@ class Packer:
         done = [shard for shards in shards_of.values() for shard in shards]
         n_bad = sum(shard.n_rejected for shard in done)
         n_good = sum(shard.n_stamps for shard in done)
-        with tqdm(
+        bar = tqdm(
             total=sum(len(lot.sources) for lot in lots),
             desc="packing stamps",
             unit="file",
             disable=not self.progress,
             leave=False,
-        ) as bar:
+        )
+        with bar, ThreadPoolExecutor(1) as disk:  # writes while the next lots are read
+            syncing: list[Future[None]] = []
             for k, shards in pack_lots(job, lots, n_processes, self.cluster):
                 shards_of[lots[k].name] = shards
+                syncing.append(disk.submit(_sync_shards, job, shards))
                 bar.update(len(lots[k].sources))
                 done += shards
                 n_bad += sum(shard.n_rejected for shard in shards)
                 n_good += sum(shard.n_stamps for shard in shards)
                 if self._is_too_bad(n_bad, n_good):
                     self._judge(job.root, job.shards.parent, done)
+            for each in syncing:
+                each.result()
 
     def _is_too_bad(self, n_bad: int, n_good: int) -> bool:
         n_seen = n_bad + n_good
@@ -361,6 +367,12 @@ def _count_gone(
 
 _INNER = re.compile(r"(\[[^][]*\])+$")
 """The place within a file at the end of a source: ``[hdu]`` or ``[hdu][plane]``."""
+
+
+def _sync_shards(job: PackJob, shards: Sequence[Shard]) -> None:
+    for shard in shards:
+        for suffix in (".json", ".arrow", job.form.suffix) if shard.n_stamps else (".json",):
+            sync(job.shards / f"{shard.name}{suffix}")
 
 
 def _n_cores() -> int:

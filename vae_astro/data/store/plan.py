@@ -59,12 +59,12 @@ def plan_lots(
 def gone_names(listed: Iterable[Source], packed: Iterable[Lot]) -> set[str]:
     """Names of the packed sources that are not listed any more."""
     names = {source.name for lot in packed for source in lot.sources}
-    return names.difference(source.name for source in listed)
+    return names.difference(source.name for source in listed) if names else names
 
 
 def source_key(source: Source) -> SourceKey:
     """What a source is called, whatever its version."""
-    return tuple(file.name for file in source.files), source.part
+    return tuple([file.name for file in source.files]), source.part
 
 
 def _recognise(
@@ -74,7 +74,7 @@ def _recognise(
     found: dict[str, tuple[Source, ...]] = {}
     begin, running = 0, RunningDigest()
     for end, source in enumerate(sources if digests else (), start=1):
-        running.add(source)
+        running.add([source])
         if running.text in digests:
             found[running.text] = tuple(sources[begin:end])
             begin, running = end, RunningDigest()

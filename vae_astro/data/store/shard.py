@@ -66,6 +66,8 @@ class PackJob:
 def pack_lot(job: PackJob, lot: Lot) -> list[Shard]:
     """Write the shards of a lot, or find them written.
 
+    They need not be on the disk yet: whoever makes a manifest of them has to see to it.
+
     Raises
     ------
     InputError
@@ -255,7 +257,7 @@ class _LotWriter:
             if self._n_rows == self.rows_per_shard:
                 self._close_shard(is_last=False)
             if self._pixels is None:
-                self._pixels = WholeFile(self._path(self.form.suffix))
+                self._pixels = self._file(self.form.suffix)
             last = min(len(planes), first + self.rows_per_shard - self._n_rows)
             data = np.ascontiguousarray(planes[first:last])
             self._pixels.write(data)
@@ -272,7 +274,7 @@ class _LotWriter:
             checksums[self.form.suffix] = self._checksum
             catalogue = _arrow_bytes(self._columns)
             checksums[".arrow"] = checksum(catalogue)
-            with WholeFile(self._path(".arrow")) as file:
+            with self._file(".arrow") as file:
                 file.write(catalogue)
         record = ShardRecord(
             form=self.form,
@@ -283,15 +285,16 @@ class _LotWriter:
             rejects=[[each.source, each.reason, each.detail] for each in self._shard_rejects],
         )
         content = record.to_bytes()
-        with WholeFile(self._path(".json")) as file:
+        with self._file(".json") as file:
             file.write(content)
         name = shard_name(self.lot.name, len(self.shards))
         self.shards.append(Shard(name, self._n_rows, len(record.rejects), checksum(content)))
         self._columns, self._shard_rejects = [], []
         self._checksum = self._n_rows = 0
 
-    def _path(self, suffix: str) -> Path:
-        return self.job.shards / f"{shard_name(self.lot.name, len(self.shards))}{suffix}"
+    def _file(self, suffix: str) -> WholeFile:
+        name = f"{shard_name(self.lot.name, len(self.shards))}{suffix}"
+        return WholeFile(self.job.shards / name, sync=False)
 
 
 def _at_size(stamp: Stamp, size: int) -> Stamp:

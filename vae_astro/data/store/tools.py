@@ -30,12 +30,12 @@ def find_stores(folder: Path) -> list[Path]:
     InputError
         If there is none.
     """
-    folder = folder.resolve()  # the lock of a store lies beside it, whatever it is called
+    given, folder = folder, folder.resolve()  # a lock lies beside the store, however it is spelled
     if (folder / MANIFEST).exists() or (folder / SHARDS).is_dir():
         return [folder]
     found = sorted(path.parent for path in folder.glob(f"*/{SHARDS}"))
     if not found:
-        raise InputError(f"store={folder} is no stamp store and holds none; pack one first")
+        raise InputError(f"store={given} is no stamp store and holds none; pack one first")
     return found
 
 

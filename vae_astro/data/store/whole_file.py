@@ -13,7 +13,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 from isal import isal_zlib
 
-__all__ = ["WholeFile", "checksum", "file_checksum", "locked", "partial_files", "sync_folder"]
+__all__ = ["WholeFile", "checksum", "file_checksum", "locked", "partial_files", "sync"]
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,13 @@ class WholeFile:
     ----------
     path : Path
         Its name once `commit` was called, or the ``with`` block left without an error.
+    sync : bool
+        Whether it is on the disk by then, and not only on its way there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, sync: bool = True) -> None:
         self.path = path
+        self.sync = sync
         self._partial = path.with_name(f".{path.name}.{uuid4().hex[:12]}")
         self._file = self._partial.open("wb", buffering=0)
 
@@ -43,8 +46,9 @@ class WholeFile:
             view = view[self._file.write(view) :]
 
     def commit(self) -> None:
-        """Put the file on the disk and under its name."""
-        os.fsync(self._file.fileno())
+        """Put the file under its name."""
+        if self.sync:
+            os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._partial, self.path)
 
@@ -84,9 +88,9 @@ def partial_files(folder: Path) -> list[Path]:
     return [file for file in folder.glob(".*.????????????") if file.is_file()]
 
 
-def sync_folder(folder: Path) -> None:
-    """Put the names of the files in a folder on the disk: a file that is synced has none yet."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Put a file on the disk; or the names in a folder, which those of its files do not have."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
