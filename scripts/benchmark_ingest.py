@@ -225,8 +225,8 @@ def alert_with_astropy(path: Path) -> int:
 
 def reading_rows(folder: Path, scale: Scale) -> Iterator[Row]:
     """Files to the store."""
-    from vae_astro.data.sources.alerts import AlertReader
-    from vae_astro.data.sources.fits import FitsReader
+    from vae_astro.data.sources.alerts.ztf import AlertReader
+    from vae_astro.data.sources.fits.reader import FitsReader
 
     plain = sorted((folder / "plain").iterdir())
     packed = sorted((folder / "packed").iterdir())
@@ -285,8 +285,8 @@ def mosaic_rows(folder: Path, scale: Scale) -> Iterator[Row]:
     """Cutouts of a mosaic, read alone and to the store."""
     from astropy.io import fits
     from astropy.nddata import Cutout2D
-    from vae_astro.data.sources.mosaics import MosaicReader
 
+    from vae_astro.data.sources.mosaics.reader import MosaicReader
     from vae_astro.data.sources.root import open_root
 
     root = folder / "mosaic"
@@ -313,7 +313,7 @@ def streaming_rows(folder: Path, scale: Scale) -> Iterator[Row]:
     from vae_astro.data.batches import EpochSampler, StampDataset, StampLoader
     from vae_astro.data.normalize import Normalizer
     from vae_astro.data.sky import good_pixels, measure_sky
-    from vae_astro.data.sources.fits import FitsReader
+    from vae_astro.data.sources.fits.reader import FitsReader
     from vae_astro.data.store.pack import open_or_pack
 
     store = open_or_pack(folder / "plain", FitsReader(), folder / "stores", progress=False)

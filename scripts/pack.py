@@ -47,13 +47,18 @@ def pack(settings: dict[str, Any]) -> int:
     """Pack what is below ``data.root`` and has not been packed."""
     import time
 
-    from vae_astro.data.datamodule import StampDataModule
+    from vae_astro.data.store.layout import MANIFEST
+    from vae_astro.data.store.settings import packer_from
+    from vae_astro.data.store.store import StampStore
 
     began = time.perf_counter()
-    module = StampDataModule(**settings["data"], pack=settings["pack"])
-    if module.n_stamps is not None:
-        module.prepare_data()
-    _report(module.open(), began)
+    root, packer = packer_from(settings["data"], settings["pack"])
+    if settings["data"].get("n_stamps") is not None:
+        from vae_astro.data.datamodule import StampDataModule
+
+        StampDataModule(**settings["data"], pack=settings["pack"]).prepare_data()
+    finished = Path(root.address, MANIFEST).exists()  # the root may be a store itself
+    _report(StampStore.open(Path(root.address)) if finished else packer.open(root), began)
     return 0
 
 
@@ -93,19 +98,19 @@ def repair(settings: dict[str, Any]) -> int:
     """Pack damaged shards again, and what had vanished or changed while it was read."""
     import time
 
-    from vae_astro.data.datamodule import StampDataModule
+    from vae_astro.data.store.settings import packer_from
     from vae_astro.errors import InputError
 
     began = time.perf_counter()
-    module = StampDataModule(**settings["data"], pack=settings["pack"])
-    path = module.packer.path(module.root)
+    root, packer = packer_from(settings["data"], settings["pack"])
+    path = packer.path(root)
     if settings["store"] is not None and Path(settings["store"]).resolve() != path.resolve():
         raise InputError(
             f"store={settings['store']} is not what these settings of data make of data.root="
-            f"{module.root.address}: that is {path}; leave store= away, or give the settings that "
-            "it was packed with (action=inspect shows them)"
+            f"{root.address}: that is {path}; leave store= away, or give the settings that it was "
+            "packed with (action=inspect shows them)"
         )
-    _report(module.packer.repair(module.root), began)
+    _report(packer.repair(root), began)
     return 0
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vae_astro.collapse.audit import audit
 from vae_astro.collapse.audit.faults import CATALOGUE
-from vae_astro.data.sources.alerts import AlertReader
 from vae_astro.data.normalize import Normalizer
+from vae_astro.data.sources.alerts.ztf import AlertReader
 from vae_astro.data.stamp import Stamp
 from vae_astro.vae import VAE
 

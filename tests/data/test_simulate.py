@@ -21,9 +21,9 @@ from astropy.wcs import WCS
 
 from vae_astro.data import profiles, sky_model
 from vae_astro.data import simulate as simulation
-from vae_astro.data.sources.fits import FitsReader
 from vae_astro.data.simulate import CLASSES, SimulatedStamp, draw_stamp, fits_bytes, simulate
 from vae_astro.data.sky_model import GAIN_E_PER_ADU, READ_NOISE_E, SATURATION_ADU, signal_to_noise
+from vae_astro.data.sources.fits.reader import FitsReader
 from vae_astro.errors import InputError
 
 SEED = 7

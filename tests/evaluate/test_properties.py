@@ -16,7 +16,7 @@ import torch
 from vae_astro.collapse.meaning import explain_code
 from vae_astro.data.normalize import Normalizer
 from vae_astro.data.sky import good_pixels, measure_sky
-from vae_astro.data.sources.alerts import AlertReader
+from vae_astro.data.sources.alerts.ztf import AlertReader
 from vae_astro.data.store.pack import open_or_pack
 from vae_astro.evaluate.properties import PROPERTIES, measure_properties
 

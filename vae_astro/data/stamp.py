@@ -71,7 +71,7 @@ class StampBlock:
     Attributes
     ----------
     pixels : ndarray, shape (N, C, H, W), float32
-        As in `Stamp`. The memory is the block's own: the reader does not touch it again.
+        As in `Stamp`. A reader may use the memory again for the next block but one.
     id, object_id, source, label : list of str
         Of each stamp.
     ra, dec, seeing : ndarray, shape (N,), float64

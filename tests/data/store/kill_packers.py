@@ -16,12 +16,14 @@ import sys
 import time
 from pathlib import Path
 
-from array_reader import ArrayReader, contents, write_stamps
+from array_reader import ArrayReader, contents, write_bad, write_stamps
 
 from vae_astro.data.store import plan, pools
 from vae_astro.data.store.pack import open_or_pack
 
 N_STAMPS = 72
+SIZE = 128
+"""Large enough that writing takes a good part of the time."""
 PATIENCE = 20.0
 """Seconds in which the processes of a killed packer have to end."""
 
@@ -34,10 +36,11 @@ def start(root: Path, stores: Path, n_processes: int) -> int:
     status = 1
     try:
         os.setpgid(0, 0)
-        plan.SMALLEST_LOT = 6 * 1152
+        plan.SMALLEST_LOT = 6 * 4 * SIZE**2
         pools.WORTH_A_PROCESS = -1.0
-        reader = ArrayReader(names=("r",), seconds_per_file=0.001 if n_processes == 1 else 0.01)
-        open_or_pack(root, reader, stores, size=16, progress=False, n_processes=n_processes)
+        # slow enough, with others, that these are ready before all is done
+        reader = ArrayReader(names=("r",), seconds_per_file=0.0 if n_processes == 1 else 0.02)
+        open_or_pack(root, reader, stores, size=SIZE, progress=False, n_processes=n_processes)
         status = 0
     finally:
         os._exit(status)
@@ -68,8 +71,10 @@ def finish(root: Path, stores: Path, n_processes: int) -> None:
 def main() -> None:
     folder, n_kills, n_processes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[4])
     rng = random.Random(int(sys.argv[3]))
-    root = write_stamps(folder / "sky", *(f"a{k:02}" for k in range(N_STAMPS)))
-    (root / "bad.npy").write_bytes(b"x" * 1152)
+    root = write_stamps(
+        folder / "sky", *(f"a{k:02}" for k in range(N_STAMPS)), shape=(1, SIZE, SIZE)
+    )
+    write_bad(root, "bad")
     stores = folder / "stores"
     began = time.monotonic()
     finish(root, stores, n_processes)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vae_astro.data.sources.alert_table import AlertTableReader
-from vae_astro.data.sources.alerts import AlertReader
-from vae_astro.data.sources.arrays import ArrayReader
-from vae_astro.data.sources.bands import BandReader
-from vae_astro.data.sources.fits import FitsReader
-from vae_astro.data.sources.mosaics import MosaicReader
+from vae_astro.data.sources.alerts.rubin import RubinReader
+from vae_astro.data.sources.alerts.table import AlertTableReader
+from vae_astro.data.sources.alerts.ztf import AlertReader
+from vae_astro.data.sources.arrays.reader import ArrayReader
+from vae_astro.data.sources.fits.bands import BandReader
+from vae_astro.data.sources.fits.reader import FitsReader
+from vae_astro.data.sources.mosaics.reader import MosaicReader
 from vae_astro.data.sources.reader import StampReader
-from vae_astro.data.sources.rubin import RubinReader
 
 __all__ = ["READERS"]
 

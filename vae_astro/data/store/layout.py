@@ -337,7 +337,8 @@ def lot_of(sources: Iterable[Source]) -> Lot:
 def digest_of(sources: Iterable[Source]) -> str:
     """Name of a list of sources: another one if a file is added, changed or lost."""
     running = RunningDigest()
-    running.add(sources)
+    for source in sources:
+        running.add(source)
     return running.text
 
 
@@ -347,11 +348,11 @@ class RunningDigest:
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=10)
 
-    def add(self, sources: Iterable[Source]) -> None:
-        """Take some more."""
+    def add(self, source: Source) -> None:
+        """Take one more."""
         # the plain tuple's words: a named one takes four times as long, and there are millions
-        words = [f"{list(map(tuple.__repr__, each.files))}{each.part}" for each in sources]
-        self._hash.update("".join(words).encode())
+        words = f"{list(map(tuple.__repr__, source.files))}{source.part}"
+        self._hash.update(words.encode())
 
     @property
     def text(self) -> str:

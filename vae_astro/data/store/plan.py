@@ -74,7 +74,7 @@ def _recognise(
     found: dict[str, tuple[Source, ...]] = {}
     begin, running = 0, RunningDigest()
     for end, source in enumerate(sources if digests else (), start=1):
-        running.add([source])
+        running.add(source)
         if running.text in digests:
             found[running.text] = tuple(sources[begin:end])
             begin, running = end, RunningDigest()

@@ -1,0 +1,1 @@
+"""Alerts: packets of ZTF and Rubin, tables of brokers."""

@@ -1,0 +1,1 @@
+"""Arrays: NumPy and HDF5 files that hold many stamps."""

@@ -1,0 +1,1 @@
+"""FITS files: single images, extensions, cubes, bands in separate files, planes."""

@@ -1,0 +1,1 @@
+"""Mosaics and catalogues: stamps cut around positions."""
