@@ -28,7 +28,7 @@ def settings_of(*overrides: str) -> dict:
     [
         *[(f"data={shape}", "data.root=sky") for shape in ("fits", "alerts", "simulated")],
         ("data.root=sky", "data.size=30", "data.normalize.saturation=50000"),
-        ("data.root=sky", "data.normalize.saturation=[1e4,2]", "data.store_dir=~/s"),
+        ("data.root=sky", "data.normalize.saturation=[1e4,2]", "data.store_dir=elsewhere"),
         ("data.root=sky", "+data.stored_as=float16", "+data.allow_outside=true"),
         ("data.root=sky", "pack.n_processes=3", "pack.cluster=local", "data.hdu=2"),
     ],

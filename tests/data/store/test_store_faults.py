@@ -25,7 +25,7 @@ slow = pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed and counted as on Linux")
 @pytest.mark.parametrize(
     ("n_kills", "n_processes"),
-    [(5, 1), (2, 2), pytest.param(140, 1, marks=slow), pytest.param(60, 2, marks=slow)],
+    [(5, 1), (1, 2), pytest.param(140, 1, marks=slow), pytest.param(60, 2, marks=slow)],
 )
 def test_packers_that_are_killed_and_resumed_write_the_same_bytes(tmp_path, n_kills, n_processes):
     done = subprocess.run(

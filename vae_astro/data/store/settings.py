@@ -80,5 +80,5 @@ def packer_from(data: Mapping[str, Any], pack: Mapping[str, Any]) -> tuple[Root,
 def _numbers(saturation: float | Sequence[float]) -> tuple[float, ...]:
     values: list[float] = np.atleast_1d(saturation).tolist()
     for value in values:
-        check_number("data.normalize.saturation", value)
+        check_number("data.normalize.saturation", value, above=0)
     return tuple(values)
