@@ -321,7 +321,7 @@ def streaming_rows(folder: Path, scale: Scale) -> Iterator[Row]:
     raw = store.gather(everything)
     order = np.random.default_rng(0).permutation(everything)
     batches = [order[k : k + BATCH] for k in range(0, len(order) - BATCH + 1, BATCH)]
-    target = np.empty_like(raw[:BATCH])
+    target, gathered = np.empty_like(raw[:BATCH]), np.empty_like(raw[:BATCH])
     sampler = EpochSampler(everything, BATCH, seed=0, augment=True)
     loader = StampLoader(StampDataset(store, Normalizer(gain=6.2, saturation=5e4)), sampler)
 
@@ -332,7 +332,7 @@ def streaming_rows(folder: Path, scale: Scale) -> Iterator[Row]:
 
     def gather() -> int:
         for rows in batches:
-            store.gather(rows)
+            store.gather(rows, out=gathered)
         return len(batches) * BATCH
 
     def epoch() -> int:
@@ -411,10 +411,12 @@ def write_docs(page: Path, rows: list[Row]) -> None:
 @hydra.main(config_path="../conf", config_name="benchmark", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Measure all rows, print the table, write the figures."""
+    from vae_astro.data.store.server import warm_up
     from vae_astro.errors import InputError
 
     if cfg.size not in SCALES:
         sys.exit(f"error: size must be one of {', '.join(SCALES)}, got {cfg.size}")
+    warm_up()  # as scripts/pack.py does
     scale = SCALES[cfg.size]
     rows: list[Row] = []
     print(f"{os.cpu_count()} cores; writing the files that are read")

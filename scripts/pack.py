@@ -47,6 +47,11 @@ def pack(settings: dict[str, Any]) -> int:
     """Pack what is below ``data.root`` and has not been packed."""
     import time
 
+    from vae_astro.data.store.server import warm_up
+
+    if settings["pack"]["n_processes"] != 1 and settings["pack"]["cluster"] is None:
+        warm_up()
+
     from vae_astro.data.store.layout import MANIFEST
     from vae_astro.data.store.settings import packer_from
     from vae_astro.data.store.store import StampStore

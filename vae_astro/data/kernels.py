@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from vae_astro.data.compiled import compiled
 
 __all__ = ["CHUNK", "copy_rows", "normalize_rows"]
 
@@ -35,11 +37,10 @@ LARGEST = 3.4028234663852886e38
 f4, i4, u8 = np.float32, np.int32, np.uint64
 
 
-def compiled(function: Any) -> Any:
-    """Machine code that holds no interpreter lock and is kept on disk."""
+def kernel(function: Any) -> Any:
+    """`compiled`, with the liberties that these computations can take."""
     # contract: a product and a sum may be rounded once. Nothing may assume that there is no NaN.
-    options: dict[str, Any] = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
-    return njit(nogil=True, cache=True, **options)(function)
+    return compiled(function, fastmath={"contract", "nsz"}, error_model="numpy")
 
 
 def instruction(function: Any) -> Any:
@@ -103,7 +104,7 @@ def _copy_bytes(typing_context: Any, target: Any, source: Any, count: Any) -> An
     return types.void(types.uint64, types.uint64, types.uint64), generate
 
 
-@compiled
+@kernel
 def copy_rows(counter: Any, addresses: Any, out: Any, n_bytes: Any) -> None:
     """See `vae_astro.data.gather.copy_rows`."""
     step = u8(4 * TILE)
@@ -126,7 +127,7 @@ def copy_rows(counter: Any, addresses: Any, out: Any, n_bytes: Any) -> None:
 # Arithmetic of one pixel, polynomials fitted to be best in relative error
 
 
-@compiled
+@kernel
 def _log_of_parts(f: Any, n: Any) -> Any:
     """ln((1 + f) 2^n) for f between sqrt(1/2) - 1 and sqrt(2) - 1."""
     f2 = f * f
@@ -138,25 +139,25 @@ def _log_of_parts(f: Any, n: Any) -> Any:
     return ((f * p - f4(0.5)) * f2 + f) + f4(n) * f4(LN_2)
 
 
-@compiled
+@kernel
 def _exponent(x: Any) -> Any:
     """n of x = (1 + f) 2^n, for a positive x that is neither subnormal nor infinite."""
     return i4(i4(np.float32(x).view(np.int32) - i4(SQRT_HALF)) >> i4(23))
 
 
-@compiled
+@kernel
 def _mantissa(x: Any, n: Any) -> Any:
     """1 + f of x = (1 + f) 2^n."""
     return np.int32(np.float32(x).view(np.int32) - i4(n << i4(23))).view(np.float32)
 
 
-@compiled
+@kernel
 def _log(x: Any) -> Any:
     n = _exponent(x)
     return _log_of_parts(_mantissa(x, n) - f4(1), n)
 
 
-@compiled
+@kernel
 def _log1p(x: Any) -> Any:
     """ln(1 + x) for x not below 0; what is small is not added to 1, which would round it."""
     n = _exponent(f4(1) + x)
@@ -164,7 +165,7 @@ def _log1p(x: Any) -> Any:
     return _log_of_parts(x if n == 0 else f, n)
 
 
-@compiled
+@kernel
 def _asinh_of_faint(u: Any, z: Any) -> Any:
     """asinh(u) for u of either sign with z = u * u below `FAINT`."""
     z2 = z * z
@@ -177,7 +178,7 @@ def _asinh_of_faint(u: Any, z: Any) -> Any:
     return u + u * z * p
 
 
-@compiled
+@kernel
 def _asinh_of_bright(u: Any) -> Any:
     """asinh(u) for u of either sign that is not faint."""
     size = abs(u)
@@ -191,18 +192,18 @@ def _asinh_of_bright(u: Any) -> Any:
 # checked or counted.
 
 
-@compiled
+@kernel
 def _is_good(x: Any, limit: Any) -> Any:
     return (abs(x) < f4(FILL_VALUE_LIMIT)) & (x < limit)
 
 
-@compiled
+@kernel
 def _scale(unit: Any, a: Any) -> Any:
     """1 / (unit a), finite even if the unit is subnormal."""
     return f4(min(1.0 / (np.float64(unit) * np.float64(a)), LARGEST))
 
 
-@compiled
+@kernel
 def _linear(
     n: Any, raw: Any, zero: Any, unit: Any, limit: Any, image: Any, noise: Any, mask: Any
 ) -> None:
@@ -214,7 +215,7 @@ def _linear(
         mask[i] = good
 
 
-@compiled
+@kernel
 def _stretch_log(
     n: Any,
     raw: Any,
@@ -238,7 +239,7 @@ def _stretch_log(
         mask[i] = good
 
 
-@compiled
+@kernel
 def _stretch_asinh(
     n: Any,
     raw: Any,
@@ -267,7 +268,7 @@ def _stretch_asinh(
     return n_bright
 
 
-@compiled
+@kernel
 def _stretch_asinh_of_bright(
     n: Any, raw: Any, zero: Any, unit: Any, a: Any, limit: Any, image: Any
 ) -> None:
@@ -279,7 +280,7 @@ def _stretch_asinh_of_bright(
         image[i] = a * _asinh_of_bright(u) if u * u >= f4(FAINT) else image[i]
 
 
-@compiled
+@kernel
 def _without_unknown(n: Any, raw: Any, plane: Any, out: Any) -> None:
     """Pixels of which the noise plane says nothing become NaN; ``out`` may be ``raw``."""
     for i in range(n):
@@ -287,7 +288,7 @@ def _without_unknown(n: Any, raw: Any, plane: Any, out: Any) -> None:
         out[i] = raw[i] if known else f4(np.nan)
 
 
-@compiled
+@kernel
 def _own_noise(n: Any, plane: Any, unit: Any, floor: Any, noise: Any, mask: Any) -> None:
     """Noise from a plane of it, in raw units."""
     for i in range(n):
@@ -297,7 +298,7 @@ def _own_noise(n: Any, plane: Any, unit: Any, floor: Any, noise: Any, mask: Any)
         noise[i] = propagated if good else f4(1)
 
 
-@compiled
+@kernel
 def _sky_and_source_noise(
     n: Any,
     raw: Any,
@@ -323,7 +324,7 @@ def _sky_and_source_noise(
 # Stages of a stamp
 
 
-@compiled
+@kernel
 def _turn(address: Any, size: Any, symmetry: Any, turned: Any) -> None:
     """One symmetry of a square plane; see `apply_symmetry`."""
     last = size - 1
@@ -354,7 +355,7 @@ def _turn(address: Any, size: Any, symmetry: Any, turned: Any) -> None:
                 to[j] = row[j * right]
 
 
-@compiled
+@kernel
 def _range(n: Any, raw: Any, limit: Any, zero: Any) -> Any:
     """Smallest good pixel and the span of all, as `Normalizer` has them for minmax."""
     low, high = f4(np.inf), f4(-np.inf)
@@ -367,7 +368,7 @@ def _range(n: Any, raw: Any, limit: Any, zero: Any) -> Any:
     return (low if low < f4(np.inf) else zero), (span if usable else f4(1))
 
 
-@compiled
+@kernel
 def _normalize_plane(
     n: Any,
     raw: Any,
@@ -411,7 +412,7 @@ def _normalize_plane(
             _sky_and_source_noise(m, x, level, unit, sigma, gain, floor, slope, good)
 
 
-@compiled
+@kernel
 def normalize_rows(
     counter: Any,
     scratch: Any,

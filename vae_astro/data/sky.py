@@ -1,4 +1,4 @@
-"""Which pixels are light, and how bright and noisy the sky behind them is; numpy alone.
+"""Which pixels are light, and how bright and noisy the sky behind them is; without torch.
 
 Packing measures the sky of every stamp once, in processes that need not know torch; what is
 normalised without a store is measured by the same function.
@@ -7,8 +7,11 @@ normalised without a store is measured by the same function.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+from vae_astro.data.compiled import compiled
 
 __all__ = ["FILL_VALUE_LIMIT", "good_pixels", "measure_sky"]
 
@@ -77,128 +80,86 @@ def measure_sky(
     ordered = np.empty((n_block, width), dtype=raw.dtype)
     for first in range(0, n_rows, n_block):
         block = slice(first, first + n_block)
-        n = len(pixels[block])
-        level[block], noise[block] = _sky_of_rows(
-            pixels[block], good[block], ordered[:n], n_clips, clip
-        )
-    return level.reshape(shape), noise.reshape(shape)
-
-
-def _sky_of_rows(
-    pixels: np.ndarray, good: np.ndarray, ordered: np.ndarray, n_clips: int, clip: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Level and noise of each row; ``ordered`` is memory to sort them in."""
-    count = _sort_good(pixels, good, ordered)
-    rows = _SortedRows(ordered)
-    first, last = np.zeros_like(count), count
-    level, noise = rows.median_and_mad(first, last)
-    for _ in range(n_clips):
-        # sorted once: what lies within the clip is a range of positions, never a new array
-        reach = clip * noise
-        first, last = rows.positions(level - reach, level + reach)
-        clipped_level, clipped_noise = rows.median_and_mad(first, last)
-        # a MAD of zero would clip everything but one value away
-        keep = noise > 0
-        level, noise = np.where(keep, clipped_level, level), np.where(keep, clipped_noise, noise)
+        rows = ordered[: len(pixels[block])]
+        count = _sort_good(pixels[block], good[block], rows)
+        _sky_of_rows(rows, count, n_clips, raw.dtype.type(clip), level[block], noise[block])
     flat = np.flatnonzero(noise <= 0)
     if len(flat):
         spread = _std(pixels[flat], good[flat])
         noise[flat] = np.where(spread > 0, spread, 1)
-    # a noise-free simulation has wings of 1e-32: no pixel may lie so far out that its square
-    # leaves float32
-    reach = rows.at(count - 1) - ordered[:, 0]
-    return level, np.maximum(noise, reach / FILL_VALUE_LIMIT)
+    return level.reshape(shape), noise.reshape(shape)
 
 
 def _sort_good(pixels: np.ndarray, good: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """Sort the good pixels of each row to its front, infinities behind; how many are good.
-
-    A row without a good pixel becomes one pixel of 0.
-    """
+    """Sort the good pixels of each row to its front, infinities behind; how many are good."""
     np.copyto(ordered, pixels)
     count = np.full(len(pixels), pixels.shape[1])
     if not good.all():
         np.copyto(ordered, np.inf, where=~good)
         count = np.count_nonzero(good, axis=1)
     ordered.sort(axis=1)
-    empty = count == 0
-    ordered[empty, 0] = 0
-    count[empty] = 1
     return count
 
 
-class _SortedRows:
-    """Order statistics of many sorted rows at once, each step for all of them.
+@compiled
+def _sky_of_rows(ordered: Any, count: Any, n_clips: Any, clip: Any, level: Any, noise: Any) -> None:
+    """Level and noise of each sorted row (R, N); a noise of 0 has to be found by other means.
 
-    Parameters
-    ----------
-    ordered : ndarray, shape (R, N)
-        Ascending, contiguous.
+    Sorted once: what lies within a clip is a range of positions, never a new array.
     """
+    for row in range(len(ordered)):
+        values, n = ordered[row], count[row]
+        if n == 0:
+            level[row], noise[row] = 0, 1
+            continue
+        first, last = 0, n
+        middle, spread = _median_and_mad(values, first, last)
+        for _ in range(n_clips):
+            # a MAD of zero would clip everything but one value away
+            if spread <= 0:
+                break
+            first = np.searchsorted(values[:n], middle - clip * spread)
+            last = np.searchsorted(values[:n], middle + clip * spread, side="right")
+            middle, spread = _median_and_mad(values, first, last)
+        level[row] = middle
+        if spread > 0:
+            # a noise-free simulation has wings of 1e-32: no pixel may lie so far out that its
+            # square leaves float32
+            reach = (values[n - 1] - values[0]) / values.dtype.type(FILL_VALUE_LIMIT)
+            spread = max(spread, reach)
+        noise[row] = spread
 
-    def __init__(self, ordered: np.ndarray) -> None:
-        self.values = ordered.ravel()
-        self.width = ordered.shape[1]
-        self.starts = np.arange(0, ordered.size, self.width)
 
-    def at(self, position: np.ndarray) -> np.ndarray:
-        """One value of each row, at ``position`` (R,)."""
-        return self.values[self.starts + position]
+@compiled
+def _median_and_mad(values: Any, first: Any, last: Any) -> Any:
+    """Median and scaled MAD of positions ``first`` to ``last`` (exclusive) of a sorted row."""
+    count = last - first
+    half = values.dtype.type(0.5)
+    level = half * (values[first + (count - 1) // 2] + values[first + count // 2])
+    inner = _nth_deviation(values, level, first, last, (count - 1) // 2 + 1)
+    outer = _nth_deviation(values, level, first, last, count // 2 + 1)
+    return level, values.dtype.type(0.5 * MAD_TO_STD) * (inner + outer)
 
-    def positions(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First position of each row that is not below ``low``, and first that is above ``high``.
 
-        Both finite, shape (R,).
-        """
-        # above high is not below the next float; so both are one search
-        bound = np.stack([low, np.nextafter(high, np.inf, dtype=high.dtype)])
-        before = np.broadcast_to(self.starts, bound.shape).copy()
-        n = self.width
-        while n > 1:  # the answer is one of n + 1 positions from ``before`` on
-            half = n // 2
-            before += half * (self.values[before + (half - 1)] < bound)
-            n -= half
-        before += self.values[before] < bound
-        first, last = before - self.starts
-        return first, last
+@compiled
+def _nth_deviation(values: Any, level: Any, first: Any, last: Any, n: Any) -> Any:
+    """The n-th smallest distance from ``level``, without another sort.
 
-    def median_and_mad(self, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Median and scaled MAD of positions ``first`` to ``last`` (exclusive) of each row."""
-        count = last - first
-        level = 0.5 * (self.at(first + (count - 1) // 2) + self.at(first + count // 2))
-        return level, 0.5 * MAD_TO_STD * self._two_deviations(level, first, last)
-
-    def _two_deviations(self, level: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """Sum of the two middle distances from ``level``, or twice the one, without another sort.
-
-        The n nearest values are neighbours in the row. As a window of n values moves right, its
-        left edge comes nearer to the level and its right edge goes away: bisect for where they
-        balance.
-        """
-        count = last - first
-        n = count // 2 + 1
-        lowest, highest = self.starts + first, self.starts + (last - n)  # where windows begin
-
-        def edges(start: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return level - self.values[start], self.values[start + (n - 1)] - level
-
-        start = lowest
-        span = int((highest - lowest).max())
-        while span > 0:  # the first balanced window begins at ``start``, or up to span later
-            half = (span + 1) // 2
-            left, right = edges(np.minimum(start + (half - 1), highest), n)
-            start = start + half * (right < left)
-            span -= half
-        start = np.minimum(start, highest)
-        before = np.maximum(start - 1, lowest)
-        start = np.where(
-            np.maximum(*edges(before, n)) < np.maximum(*edges(start, n)), before, start
-        )
-        left, right = edges(start, n)
-        # of an even number one value less: the window loses whichever edge is further away
-        n_lost = (count % 2 == 0).astype(count.dtype)
-        inner = edges(start + n_lost * (left >= right), n - n_lost)
-        return np.maximum(left, right) + np.maximum(*inner)
+    The n nearest values are neighbours in the row. As a window of n values moves right, its left
+    edge comes nearer to the level and its right edge goes away: bisect for where they balance.
+    """
+    low, high = first, last - n
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle + n - 1] - level >= level - values[middle]:
+            high = middle
+        else:
+            low = middle + 1
+    reach = max(level - values[low], values[low + n - 1] - level)
+    if low > first:
+        before = max(level - values[low - 1], values[low + n - 2] - level)
+        reach = min(reach, before)
+    return reach
 
 
 def _std(pixels: np.ndarray, good: np.ndarray) -> np.ndarray:

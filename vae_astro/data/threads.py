@@ -7,10 +7,17 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
-__all__ = ["together"]
+__all__ = ["n_cores", "together"]
 
 MAX_THREADS = 8
 """Beyond these, memory is what the work waits for."""
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Helper:

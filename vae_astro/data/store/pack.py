@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 from collections import Counter
@@ -39,6 +38,7 @@ from vae_astro.data.store.rejects import in_words, read_rejects, table_of
 from vae_astro.data.store.shard import PackJob, as_text
 from vae_astro.data.store.store import StampStore, read_catalogue
 from vae_astro.data.store.whole_file import WholeFile, locked, partial_files, sync
+from vae_astro.data.threads import n_cores
 from vae_astro.errors import InputError
 from vae_astro.settings import check_bool, check_choice, check_int, check_number, check_text
 
@@ -231,7 +231,7 @@ class Packer:
         self, job: PackJob, lots: Sequence[Lot], shards_of: dict[str, list[Shard]]
     ) -> None:
         """Pack what has to be packed and enter its shards by lot."""
-        n_processes = self.n_processes or _n_cores()
+        n_processes = self.n_processes or n_cores()
         done = [shard for shards in shards_of.values() for shard in shards]
         n_bad = sum(shard.n_rejected for shard in done)
         n_good = sum(shard.n_stamps for shard in done)
@@ -373,9 +373,3 @@ def _sync_shards(job: PackJob, shards: Sequence[Shard]) -> None:
     for shard in shards:
         for suffix in (".json", ".arrow", job.form.suffix) if shard.n_stamps else (".json",):
             sync(job.shards / f"{shard.name}{suffix}")
-
-
-def _n_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

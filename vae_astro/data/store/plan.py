@@ -39,6 +39,9 @@ def plan_lots(
     again : collection of str
         Names of lots to pack again even if their sources are as they were.
     """
+    packed = list(packed)
+    if not packed:
+        return [lot_of(group) for group in _grouped(listed, _lot_bytes(listed))]
     now = {source_key(source): source for source in listed}
     lots: list[Lot] = []
     for lot in packed:
@@ -74,7 +77,7 @@ def _recognise(
     found: dict[str, tuple[Source, ...]] = {}
     begin, running = 0, RunningDigest()
     for end, source in enumerate(sources if digests else (), start=1):
-        running.add(source)
+        running.add([source])
         if running.text in digests:
             found[running.text] = tuple(sources[begin:end])
             begin, running = end, RunningDigest()

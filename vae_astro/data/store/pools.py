@@ -16,13 +16,16 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 from vae_astro.data.store.layout import Lot, Shard
+from vae_astro.data.store.server import is_warm
 from vae_astro.data.store.shard import PackJob, pack_lot
 from vae_astro.errors import InputError
 
 __all__ = ["pack_lots"]
 
 WORTH_A_PROCESS = 3.0
-"""Seconds of work left from which it pays to start others: each takes about one to be ready."""
+"""Seconds of work left from which it pays to start others: they take about one to be ready,"""
+WORTH_A_WARM_PROCESS = 0.2
+"""and a hundredth of that where `warm_up` was called some seconds before."""
 PATIENCE = "20s"
 """How long a Dask scheduler may take to answer."""
 
@@ -65,7 +68,8 @@ def pack_lots(
         yield k, pack_lot(job, lot)
         n_left = len(lots) - k - 1
         seconds_left = n_left * (time.monotonic() - started) / (k + 1)
-        if n_processes > 1 and n_left > 1 and seconds_left > WORTH_A_PROCESS:
+        worth_it = WORTH_A_WARM_PROCESS if is_warm() else WORTH_A_PROCESS
+        if n_processes > 1 and n_left > 1 and seconds_left > worth_it:
             n_others = min(n_processes, n_left) - 1
             with _processes(n_others) as submit:
                 yield from _shared_out(submit, n_others, job, numbered[k + 1 :], helps=True)

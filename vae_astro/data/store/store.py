@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from vae_astro.data.gather import copy_rows
 from vae_astro.data.store.float16 import decode_float16
 from vae_astro.data.store.layout import HOW_TO_MEND, REJECTS, SHARDS, Manifest, Shard
+from vae_astro.data.threads import n_cores
 from vae_astro.errors import InputError
 
 __all__ = ["StampStore", "read_catalogue"]
@@ -89,28 +91,26 @@ class StampStore:
         """Table of what was set aside: source, reason, detail."""
         return self.path / REJECTS
 
-    def gather(self, rows: np.ndarray) -> np.ndarray:
+    def gather(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Raw planes of some stamps.
 
         Parameters
         ----------
         rows : ndarray, shape (B,), int64
             Which, in any order.
+        out : ndarray, shape (B, P, H, W), optional
+            Memory for them, contiguous and of the dtype on disk: fresh memory costs more than
+            filling it.
 
         Returns
         -------
         ndarray, shape (B, P, H, W), float32
-            P is C, or 2C where the noise follows the pixels.
+            P is C, or 2C where the noise follows the pixels. ``out`` itself for a float32 store.
         """
-        planes = np.empty((len(rows), *self.manifest.form.planes), self.manifest.form.dtype)
-        shards, local = self._locate(rows)
-        for shard in np.unique(shards):
-            here = np.flatnonzero(shards == shard)
-            if len(here) == len(rows):
-                np.take(self._maps[shard], local, axis=0, out=planes, mode="clip")
-            else:
-                planes[here] = self._maps[shard][local[here]]
-        if planes.dtype == np.float16:
+        form = self.manifest.form
+        planes = np.empty((len(rows), *form.planes), form.dtype) if out is None else out
+        copy_rows(self._addresses_on_disk(rows), planes, n_threads=n_cores())
+        if form.dtype == np.float16:
             return decode_float16(planes, self.sky_level[rows], self._unit[rows])
         return planes
 
@@ -124,6 +124,9 @@ class StampStore:
         """
         if self.manifest.form.dtype != np.float32:
             return None
+        return self._addresses_on_disk(rows)
+
+    def _addresses_on_disk(self, rows: np.ndarray) -> np.ndarray:
         shards, local = self._locate(rows)
         offsets = local.astype(np.uint64) * np.uint64(self.manifest.form.stamp_bytes)
         return self._addresses[shards] + offsets
