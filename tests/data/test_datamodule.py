@@ -155,8 +155,8 @@ def test_pixels_of_a_batch_are_those_of_the_files(stamps, sky):
     for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
         raw = pyfits.getdata(sky / column(module, "source")[index]).astype(np.float32)
         expected = module.normalizer(torch.from_numpy(raw)[None, None]).image[0]
-        # The store measured the same sky in another batch: the same numbers.
-        assert torch.equal(image, expected)
+        # The store measured the same sky in another batch; the kernel rounds in its own way.
+        torch.testing.assert_close(image, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_training_stamps_are_augmented_and_the_others_never(stamps):
@@ -355,7 +355,7 @@ def test_simulated_stamps_without_a_size_are_those_of_ztf(tmp_path):
         str(tmp_path / "sky"), n_stamps=2, store_dir=str(tmp_path / "stores"), progress=False
     )
     module.prepare_data()
-    assert module._open().stamp_shape == (1, 63, 63)
+    assert module.open().stamp_shape == (1, 63, 63)
 
 
 def packet(object_id: str, candid: int, cutouts: dict[str, np.ndarray]) -> bytes:

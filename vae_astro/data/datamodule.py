@@ -15,15 +15,11 @@ from vae_astro.data.batches import Batch, Draw, EpochSampler, InOrder, StampData
 from vae_astro.data.labels import read_labels
 from vae_astro.data.normalize import Normalizer
 from vae_astro.data.simulate import simulate
-from vae_astro.data.sources.registry import READERS
-from vae_astro.data.sources.root import open_root
-from vae_astro.data.stamp import LARGEST_STAMP, SMALLEST_STAMP
 from vae_astro.data.store.layout import MANIFEST
-from vae_astro.data.store.pack import Packer
+from vae_astro.data.store.settings import packer_from
 from vae_astro.data.store.store import StampStore
 from vae_astro.errors import InputError
 from vae_astro.settings import (
-    build,
     check_bool,
     check_choice,
     check_int,
@@ -56,12 +52,6 @@ class StampDataModule(LightningDataModule):
         Settings of `Normalizer`.
     size : int, optional
         Height and width in pixels; the stamps' own if absent.
-    allow_outside : bool
-        Read what lies outside of the root too, behind a link or named by a catalogue.
-    store_dir : str
-        Where packed stores are kept.
-    stored_as, on_bad, max_bad_fraction
-        As `Packer` has them.
     pack : mapping, optional
         Settings of `Packer` that say who does the work: ``n_processes`` and ``cluster``.
     labels : str, optional
@@ -89,8 +79,9 @@ class StampDataModule(LightningDataModule):
         Of those.
     progress : bool
         Show progress bars.
-    **reader_settings
-        Settings of the reader: the fields of its class.
+    **sources
+        ``allow_outside`` of the root; ``store_dir``, ``stored_as``, ``on_bad`` and
+        ``max_bad_fraction`` of `Packer`; the fields of the reader's class.
 
     Raises
     ------
@@ -108,11 +99,6 @@ class StampDataModule(LightningDataModule):
         *,
         normalize: Mapping[str, Any] | None = None,
         size: int | None = None,
-        allow_outside: bool = False,
-        store_dir: str = "stores",
-        stored_as: str = "float32",
-        on_bad: str = "skip",
-        max_bad_fraction: float = 0.5,
         pack: Mapping[str, Any] | None = None,
         labels: str | None = None,
         label_column: str | None = None,
@@ -127,35 +113,13 @@ class StampDataModule(LightningDataModule):
         n_stamps: int | None = None,
         simulation_seed: int = 0,
         progress: bool = True,
-        **reader_settings: Any,
+        **sources: Any,
     ) -> None:
         super().__init__()
-        if not root:
-            raise InputError(
-                "data.root is not set; give the folder of your stamps: data.root=FOLDER"
-            )
-        check_bool("data.allow_outside", allow_outside)
-        self.root = open_root(check_text("data.root", root), allow_outside)
-        if size is not None:
-            check_int("data.size", size, minimum=SMALLEST_STAMP, maximum=LARGEST_STAMP)
         self.size = size
-        given = {} if size is None else {"size": size}
-        check_choice("data.format", format, tuple(READERS))
-        reader = build("data", READERS, {"name": format, **reader_settings}, **given)
         self.normalizer = construct("data.normalize", Normalizer, normalize or {})
-        self.packer = construct(
-            "pack",
-            Packer,
-            pack or {},
-            reader=reader,
-            store_dir=Path(check_text("data.store_dir", store_dir)).expanduser(),
-            size=size,
-            saturation=_as_tuple(self.normalizer.saturation),
-            stored_as=stored_as,
-            on_bad=on_bad,
-            max_bad_fraction=max_bad_fraction,
-            progress=progress,
-        )
+        given = {"root": root, "format": format, "normalize": normalize, "size": size}
+        self.root, self.packer = packer_from({**given, "progress": progress, **sources}, pack or {})
         self.labels_file = None
         if labels is not None:
             self.labels_file = Path(check_text("data.labels", labels)).expanduser()
@@ -204,7 +168,7 @@ class StampDataModule(LightningDataModule):
         if not hasattr(self, "store"):
             self.store = self.open()
             self.train_rows, self.val_rows, self.test_rows = split_rows(
-                self.store.catalogue["object_hash"].to_numpy(),
+                self.store.object_hashes,
                 self.val_fraction,
                 self.test_fraction,
             )
@@ -333,7 +297,3 @@ def split_rows(
     is_test = positions < test_fraction
     is_val = ~is_test & (positions < test_fraction + val_fraction)
     return np.flatnonzero(~is_test & ~is_val), np.flatnonzero(is_val), np.flatnonzero(is_test)
-
-
-def _as_tuple(value: float | Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if value is None else tuple(np.atleast_1d(value).tolist())

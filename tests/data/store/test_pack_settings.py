@@ -44,9 +44,8 @@ def test_the_root_and_the_packer_are_those_of_the_data_module(overrides):
 
 
 def test_every_key_of_the_data_module_is_for_packing_for_training_or_the_readers():
-    keys = set(inspect.signature(StampDataModule).parameters) - {"reader_settings"}
-    packing = {"root", "format", "normalize", "allow_outside", "store_dir", "pack", "progress"}
-    packing |= {"size", "stored_as", "on_bad", "max_bad_fraction"}
+    keys = set(inspect.signature(StampDataModule).parameters) - {"sources"}
+    packing = {"root", "format", "normalize", "pack", "progress", "size"}
     assert keys == packing | set(FOR_TRAINING)
 
 

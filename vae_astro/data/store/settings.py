@@ -39,12 +39,12 @@ FOR_PACKING = ("size", "stored_as", "on_bad", "max_bad_fraction", "progress")
 
 
 def packer_from(data: Mapping[str, Any], pack: Mapping[str, Any]) -> tuple[Root, Packer]:
-    """The same root and packer as those of `StampDataModule` with these settings.
+    """The root of the stamps and what packs them.
 
     Parameters
     ----------
     data : mapping
-        The data group.
+        The data group; what only training needs is left alone.
     pack : mapping
         Settings of `Packer` that say who does the work: ``n_processes`` and ``cluster``.
 
