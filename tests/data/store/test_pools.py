@@ -163,3 +163,23 @@ def test_without_dask_the_extra_is_named(many, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r"pip install 'vae-astro\[dask\]'"):
         pack(many, cluster="local")
+
+
+def test_a_script_without_its_guard_is_told_so_and_does_not_wait_for_itself(tmp_path):
+    write_stamps(tmp_path / "sky", *(f"a{k}" for k in range(6)))
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from array_reader import ArrayReader\n"
+        "from vae_astro.data.store import plan, pools\n"
+        "from vae_astro.data.store.pack import open_or_pack\n"
+        "plan.SMALLEST_LOT = pools.WORTH_A_PROCESS = 0\n"
+        f"open_or_pack({str(tmp_path / 'sky')!r}, ArrayReader(), {str(tmp_path / 'stores')!r},"
+        " n_processes=2, progress=False)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "if __name__ == '__main__'" in done.stderr.splitlines()[-1]

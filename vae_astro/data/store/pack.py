@@ -33,7 +33,7 @@ from vae_astro.data.store.layout import (
     digest_of,
 )
 from vae_astro.data.store.plan import gone_names, plan_lots
-from vae_astro.data.store.pools import pack_lots
+from vae_astro.data.store.pools import pack_lots, refuse_in_a_starting_worker
 from vae_astro.data.store.rejects import in_words, read_rejects, table_of
 from vae_astro.data.store.shard import PackJob, as_text
 from vae_astro.data.store.store import StampStore, read_catalogue
@@ -141,6 +141,7 @@ class Packer:
         return self._open(root, mend=True)
 
     def _open(self, root: Root, *, mend: bool) -> StampStore:
+        refuse_in_a_starting_worker()
         path = self.path(root)
         listed = self.reader.find(root)
         digest = digest_of(listed)

@@ -20,7 +20,7 @@ from vae_astro.data.store.server import is_warm
 from vae_astro.data.store.shard import PackJob, pack_lot
 from vae_astro.errors import InputError
 
-__all__ = ["pack_lots"]
+__all__ = ["pack_lots", "refuse_in_a_starting_worker"]
 
 WORTH_A_PROCESS = 3.0
 """Seconds of work left from which it pays to start others: they take about one to be ready,"""
@@ -76,6 +76,18 @@ def pack_lots(
             return
 
 
+def refuse_in_a_starting_worker() -> None:
+    """Stop a script that packs as soon as it is imported: its own workers import it too.
+
+    Raises
+    ------
+    RuntimeError
+        In such a worker, which would wait for ever for the lock of its parent.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError("put what packs stamps below `if __name__ == '__main__':`")
+
+
 def _shared_out(
     submit: Submit, n_workers: int, job: PackJob, lots: Iterable[tuple[int, Lot]], *, helps: bool
 ) -> Iterator[Packed]:
@@ -119,7 +131,8 @@ def _processes(n_processes: int) -> Iterator[Submit]:
     except BrokenProcessPool as error:
         raise InputError(
             "a process that packs was killed, perhaps for want of memory; what was packed stays: "
-            "start again, with a smaller pack.n_processes"
+            "start again, with a smaller pack.n_processes. (A script of your own needs its "
+            "`if __name__ == '__main__':`, or n_processes=1.)"
         ) from error
     finally:
         hold.close()  # nobody waits for the end of a lot that is not wanted any more
