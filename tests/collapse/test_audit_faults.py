@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -163,26 +161,26 @@ def test_healthy_list_of_outputs_is_converted_to_the_same_loss_as_half_the_summe
 # Real cutouts
 
 
-def science_cutouts(root: Path, stretch: str, n: int = 64) -> Tensor:
-    """Normalised science cutouts of the first alerts, (n, 1, 63, 63)."""
-    folder = root / "ztf_alerts"
-    reader = AlertReader(cutouts=("science",))
-    stamps = (
-        each for path in reader.find(folder) for each in reader.read(path, folder)
-        if isinstance(each, Stamp)
-    )  # fmt: skip
-    raw = np.stack([each.pixels for each in islice(stamps, n)])
-    return Normalizer(stretch=stretch)(torch.from_numpy(raw.astype(np.float32))).image
+@pytest.fixture
+def science_cutouts(real_data, read_all) -> Callable[[str], Tensor]:
+    """``science_cutouts(stretch)``: normalised cutouts of the first alerts, (64, 1, 63, 63)."""
+    found = read_all(AlertReader(cutouts=("science",)), real_data / "ztf_alerts")
+    raw = np.stack([each.pixels for each in found if isinstance(each, Stamp)][:64])
+
+    def science_cutouts(stretch: str) -> Tensor:
+        return Normalizer(stretch=stretch)(torch.from_numpy(raw)).image
+
+    return science_cutouts
 
 
 @pytest.mark.real_data
-def test_default_network_has_no_finding_on_real_cutouts(real_data):
-    report = audit(VAE((1, 63, 63)), science_cutouts(real_data, "asinh"))
+def test_default_network_has_no_finding_on_real_cutouts(science_cutouts):
+    report = audit(VAE((1, 63, 63)), science_cutouts("asinh"))
     assert report.names == ()
     assert raised(report) == []
 
 
 @pytest.mark.real_data
-def test_all_six_faults_of_the_question_are_found_on_real_cutouts(real_data):
-    report = audit(question(size=63), science_cutouts(real_data, "minmax"))
+def test_all_six_faults_of_the_question_are_found_on_real_cutouts(science_cutouts):
+    report = audit(question(size=63), science_cutouts("minmax"))
     assert len(report.names) == 6

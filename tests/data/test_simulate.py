@@ -402,9 +402,8 @@ def test_files_read_back_bit_for_bit_with_the_headers_of_their_stamp(small: Path
             assert header["SNR"] == pytest.approx(stamp.truth["snr"], abs=1e-6)
 
 
-def test_the_seeing_that_was_drawn_is_read_back_in_pixels(small: Path) -> None:
-    reader = FitsReader()
-    stamps = [stamp for path in reader.find(small) for stamp in reader.read(path, small)]
+def test_the_seeing_that_was_drawn_is_read_back_in_pixels(small: Path, read_all) -> None:
+    stamps = read_all(FitsReader(), small)
     drawn_px = [
         draw_stamp(index, seed=SEED).truth["seeing_arcsec"] / sky_model.PIXEL_SCALE_ARCSEC
         for index in range(60)

@@ -357,7 +357,9 @@ def test_the_one_unit_that_minmax_leaves_follows_the_sky_and_is_called_useless(
     reader = AlertReader(cutouts=("science",))
     store = open_or_pack(real_data / "ztf_alerts", reader, tmp_path, progress=False)
     normalizer = Normalizer(stretch="minmax")
-    image = normalizer(torch.from_numpy(np.array(store.pixels))).image.flatten(1).double()
+    image = (
+        normalizer(torch.from_numpy(store.gather(np.arange(len(store))))).image.flatten(1).double()
+    )
     # the first principal component stands in for the unit: a linear VAE's would be its multiple
     centred = image - image.mean(0)
     first = torch.linalg.eigh(centred @ centred.T).eigenvectors[:, -1:].numpy()
