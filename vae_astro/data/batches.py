@@ -218,6 +218,9 @@ class EpochSampler(Sampler[Draw]):
 class InOrder(Sampler[Draw]):
     """All rows once, in order, unaugmented.
 
+    Every rank has as many batches as the others, or they would wait for each other for ever: where
+    one has a row more, it is in its last batch.
+
     Parameters
     ----------
     rows : ndarray, shape (N,), int64
@@ -231,13 +234,15 @@ class InOrder(Sampler[Draw]):
     def __init__(self, rows: np.ndarray, batch_size: int, rank: int = 0, n_ranks: int = 1) -> None:
         self.rows = rows[rank::n_ranks]
         self.batch_size = batch_size
+        self.n_batches = -(-(len(rows) // n_ranks) // batch_size)
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return self.n_batches
 
     def __iter__(self) -> Iterator[Draw]:
         for k in range(len(self)):
-            yield Draw(self.rows[k * self.batch_size : (k + 1) * self.batch_size], None)
+            after = None if k == len(self) - 1 else (k + 1) * self.batch_size
+            yield Draw(self.rows[k * self.batch_size : after], None)
 
 
 class StampLoader(DataLoader[Batch]):
