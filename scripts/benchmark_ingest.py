@@ -144,7 +144,7 @@ def write_inputs(folder: Path, scale: Scale, real_data: str | None) -> None:
     (folder / "mosaic" / "sources.csv").write_text(f"id,x,y\n{rows}\n")
     if real_data:
         packets = sorted(Path(real_data, "ztf_alerts").glob("*.avro"))
-        for copy in range(max(1, scale.n_files // (5 * len(packets)))):
+        for copy in range(max(1, scale.n_files // (5 * max(1, len(packets))))):
             for packet in packets:
                 shutil.copy(packet, folder / "alerts" / f"{copy}_{packet.name}")
 
@@ -403,6 +403,8 @@ def table(rows: list[Row]) -> str:
 def write_docs(page: Path, rows: list[Row]) -> None:
     """Replace the section between the two marks of a page."""
     text = page.read_text()
+    if text.count(BEGIN) != 1 or END not in text.partition(BEGIN)[2]:
+        sys.exit(f"error: {page} has not the marks {BEGIN} and {END}")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}")

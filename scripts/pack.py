@@ -52,7 +52,7 @@ def pack(settings: dict[str, Any]) -> int:
     if settings["pack"]["n_processes"] != 1 and settings["pack"]["cluster"] is None:
         warm_up()
 
-    from vae_astro.data.store.layout import MANIFEST
+    from vae_astro.data.store.layout import is_store
     from vae_astro.data.store.settings import packer_from
     from vae_astro.data.store.store import StampStore
 
@@ -62,7 +62,7 @@ def pack(settings: dict[str, Any]) -> int:
         from vae_astro.data.datamodule import StampDataModule
 
         StampDataModule(**settings["data"], pack=settings["pack"]).prepare_data()
-    finished = Path(root.address, MANIFEST).exists()  # the root may be a store itself
+    finished = is_store(Path(root.address))  # the root may be one itself
     _report(StampStore.open(Path(root.address)) if finished else packer.open(root), began)
     return 0
 
@@ -76,7 +76,7 @@ def inspect(settings: dict[str, Any]) -> int:
     stores = _stores(settings)
     for path in stores:
         for name, value in describe_store(path).items():
-            print(f"{name:28}{value}")
+            print(f"{name:30}{value}")
         print()
     if settings["catalogue"] is not None:
         if len(stores) > 1:

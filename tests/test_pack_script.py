@@ -98,7 +98,7 @@ def test_a_store_is_packed_grown_inspected_damaged_repaired_and_cleared(tmp_path
     assert in_a_process(tmp_path, *DATA, "pack.n_processes=1").stdout.startswith("8 stamps in")
 
     shown = in_a_process(tmp_path, "action=inspect", f"store={store}", "catalogue=c.parquet")
-    lines = {line[:28].strip(): line[28:] for line in shown.stdout.splitlines()}
+    lines = {line[:30].strip(): line[30:] for line in shown.stdout.splitlines()}
     assert lines["stamps"] == "8"
     assert lines["shape"] == "1x20x20"
     assert lines["shards"] == "2"

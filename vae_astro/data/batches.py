@@ -71,7 +71,7 @@ class StampDataset(Dataset[Batch]):
         store, rows = self.store, draw.rows
         addresses = store.addresses(rows)
         planes = None
-        if addresses is None:  # stored in fewer bits, or not in memory
+        if addresses is None:  # stored in fewer bits
             planes = store.gather(rows)
             addresses = addresses_of(planes)
         image, mask, noise = batch_tensors((len(rows), *store.stamp_shape))
@@ -234,7 +234,8 @@ class InOrder(Sampler[Draw]):
     def __init__(self, rows: np.ndarray, batch_size: int, rank: int = 0, n_ranks: int = 1) -> None:
         self.rows = rows[rank::n_ranks]
         self.batch_size = batch_size
-        self.n_batches = -(-(len(rows) // n_ranks) // batch_size)
+        n_of_all = max(len(rows) // n_ranks, min(len(self.rows), 1))
+        self.n_batches = -(-n_of_all // batch_size)
 
     def __len__(self) -> int:
         return self.n_batches
@@ -279,6 +280,7 @@ class StampLoader(DataLoader[Batch]):
             "batch_size": sampler.batch_size,
             "seed": sampler.seed,
             "n_batches": len(sampler),
+            "n_ranks": sampler.n_ranks,
             "shuffle": sampler.shuffle,
         }
         if sampler.shuffle == "block":

@@ -15,7 +15,7 @@ from vae_astro.data.batches import Batch, Draw, EpochSampler, InOrder, StampData
 from vae_astro.data.labels import read_labels
 from vae_astro.data.normalize import Normalizer
 from vae_astro.data.simulate import simulate
-from vae_astro.data.store.layout import MANIFEST
+from vae_astro.data.store.layout import is_store
 from vae_astro.data.store.settings import packer_from
 from vae_astro.data.store.store import StampStore
 from vae_astro.errors import InputError
@@ -117,9 +117,9 @@ class StampDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.size = size
-        self.normalizer = construct("data.normalize", Normalizer, normalize or {})
         given = {"root": root, "format": format, "normalize": normalize, "size": size}
         self.root, self.packer = packer_from({**given, "progress": progress, **sources}, pack or {})
+        self.normalizer = construct("data.normalize", Normalizer, normalize or {})
         self.labels_file = None
         if labels is not None:
             self.labels_file = Path(check_text("data.labels", labels)).expanduser()
@@ -181,7 +181,7 @@ class StampDataModule(LightningDataModule):
 
     def open(self) -> StampStore:
         """The store of the stamps, packed first where needed; ``root`` may be a store itself."""
-        if os.path.exists(os.path.join(self.root.address, MANIFEST)):
+        if is_store(Path(self.root.address)):
             return StampStore.open(Path(self.root.address))
         return self.packer.open(self.root)
 
@@ -257,7 +257,10 @@ class StampDataModule(LightningDataModule):
 
     def steps_per_epoch(self, n_ranks: int = 1) -> int:
         """Batches that each of ``n_ranks`` processes gets in an epoch."""
-        return len(EpochSampler(self.train_rows, self.batch_size, self.seed, n_ranks=n_ranks))
+        sampler = EpochSampler(
+            self.train_rows, self.batch_size, self.seed, n_ranks=n_ranks, shuffle=self._shuffle()
+        )
+        return len(sampler)
 
     def _loader(self, sampler: EpochSampler | InOrder) -> StampLoader:
         return StampLoader(StampDataset(self.store, self.normalizer), sampler, self.n_workers)

@@ -60,12 +60,12 @@ def copy_rows(addresses: np.ndarray, out: np.ndarray, n_threads: int = 1) -> Non
     n_threads : int
         Threads to share the rows.
     """
-    counter = _Counter()
+    if len(addresses) != len(out) or not out.flags.carray:
+        raise ValueError(f"{len(addresses)} rows do not fit {out.shape}, or it is not contiguous")
+    counter, n_bytes = _Counter(), np.uint64(out.nbytes // max(1, len(out)))
 
     def work() -> None:
-        kernels.copy_rows(
-            counter.address, addresses, np.uint64(out.ctypes.data), np.uint64(out.strides[0])
-        )
+        kernels.copy_rows(counter.address, addresses, np.uint64(out.ctypes.data), n_bytes)
 
     together(work, min(n_threads, _n_chunks(addresses)))
 

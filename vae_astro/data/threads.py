@@ -35,6 +35,8 @@ class _Helper:
         """In a function of its own, so that nothing of the work is held while waiting."""
         try:
             work()
+        except BaseException:  # the caller's own call raises it; this thread has to stay
+            pass
         finally:
             busy.release()
 

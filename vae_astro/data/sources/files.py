@@ -43,6 +43,8 @@ def as_reject(source: str, error: Exception) -> Reject:
         return Reject(source, error.reason, f"{source}: {error.detail}")
     detail = f"{source}: {type(error).__name__}: {error}"
     gone = isinstance(error, FileNotFoundError | PermissionError)
+    if isinstance(error, OSError) and error.errno is not None and not gone:
+        return Reject(source, "input/output error", detail)  # of the system, not of the content
     return Reject(source, "vanished" if gone else "unreadable", detail)
 
 

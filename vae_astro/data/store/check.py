@@ -25,7 +25,7 @@ from vae_astro.errors import InputError
 
 __all__ = ["Damage", "find_damage", "packed_lot", "shards_by_lot", "verify"]
 
-PASSING = ("changed", "vanished")
+PASSING = ("changed", "vanished", "input/output error")
 """Reasons of rejects that another try may not find."""
 
 

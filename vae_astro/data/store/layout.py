@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -47,6 +48,7 @@ __all__ = [
     "Shard",
     "ShardRecord",
     "digest_of",
+    "is_store",
     "lot_of",
 ]
 
@@ -325,6 +327,11 @@ class Manifest:
             f"{store} is a stamp store of format {version}, this version reads {FORMAT_VERSION}; "
             "delete it or set data.store_dir to another folder"
         )
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is a finished store, and not one of stamps with a manifest of their own."""
+    return os.path.isfile(path / MANIFEST) and os.path.isdir(path / SHARDS)
 
 
 def _signed(text: str) -> bytes:

@@ -361,7 +361,10 @@ def _count_gone(
         if any(as_text(source.name) in names for source in lot.sources):
             for shard in shards_of[lot.name]:
                 if shard.n_stamps:
-                    sources = read_catalogue(path, shard)["source"].to_pylist()
+                    try:
+                        sources = read_catalogue(path, shard)["source"].to_pylist()
+                    except InputError:  # damaged too: it is packed again, or refused, in a moment
+                        continue
                     count += sum(_INNER.sub("", source) in names for source in sources)
     return count
 

@@ -164,11 +164,15 @@ def _dask(address: str, n_processes: int) -> Iterator[tuple[Submit, int]]:
         raise InputError(
             f"pack.cluster={address} needs Dask: pip install 'vae-astro[dask]'"
         ) from error
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells the user its whole life
     cluster = None
     try:
         if address == "local":
             cluster = LocalCluster(
-                n_workers=n_processes, threads_per_worker=1, dashboard_address=None
+                n_workers=n_processes,
+                threads_per_worker=1,
+                dashboard_address=None,
+                silence_logs=logging.ERROR,
             )
         client = Client(address if cluster is None else cluster, timeout=PATIENCE)
     except (OSError, ValueError) as error:

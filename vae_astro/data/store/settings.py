@@ -56,10 +56,16 @@ def packer_from(data: Mapping[str, Any], pack: Mapping[str, Any]) -> tuple[Root,
     settings = {key: value for key, value in data.items() if key not in FOR_TRAINING}
     if not settings.get("root"):
         raise InputError("data.root is not set; give the folder of your stamps: data.root=FOLDER")
+    if isinstance(settings["root"], int):
+        number = settings["root"]
+        raise InputError(f"data.root={number} is read as a number; write data.root=./{number}")
     allow_outside = check_bool("data.allow_outside", settings.pop("allow_outside", False))
     root = open_root(check_text("data.root", settings.pop("root")), allow_outside)
     store_dir = Path(check_text("data.store_dir", settings.pop("store_dir", "stores")))
-    saturation = (settings.pop("normalize", None) or {}).get("saturation")
+    normalize = settings.pop("normalize", None) or {}
+    if not isinstance(normalize, Mapping):
+        raise InputError(f"data.normalize must be a mapping of its settings, got {normalize!r}")
+    saturation = normalize.get("saturation")
     shape = check_choice("data.format", settings.pop("format", "fits"), tuple(READERS))
     packing = {key: settings.pop(key) for key in FOR_PACKING if key in settings}
     size = packing.get("size")

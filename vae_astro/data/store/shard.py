@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vae_astro.data.sky import good_pixels, measure_sky
+from vae_astro.data.sky import FILL_VALUE_LIMIT, good_pixels, measure_sky
 from vae_astro.data.sources.reader import StampReader
 from vae_astro.data.sources.root import Root
 from vae_astro.data.stamp import Reject, Stamp, StampBlock, fit_to_size
@@ -163,6 +163,8 @@ class _LotWriter:
             n_bands, has_noise = item.pixels.shape[1], item.noise is not None
             if self._fits(n_bands, has_noise, item.source):
                 self._take(item)
+            else:
+                self._wait()  # the next block may come in the memory of the one before this
         elif self._fits(item.pixels.shape[0], item.noise is not None, [item.source]):
             self._singles.append(_at_size(item, self.form.size))
             n_bytes = len(self._singles) * self.form.stamp_bytes
@@ -222,7 +224,7 @@ class _LotWriter:
         raw, noise = self._at_size(block.pixels[part]), None
         if self.form.has_noise and block.noise is not None:
             noise = self._at_size(block.noise[part])
-            raw = np.where((noise > 0) & np.isfinite(noise), raw, np.float32(np.nan))
+            raw = np.where((noise > 0) & (noise < FILL_VALUE_LIMIT), raw, np.float32(np.nan))
         good = good_pixels(raw, self.job.saturation)
         n_good = good.reshape(*good.shape[:2], -1).sum(axis=2, dtype=np.uint32)
         usable = n_good.any(axis=1)

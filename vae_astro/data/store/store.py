@@ -108,7 +108,10 @@ class StampStore:
             P is C, or 2C where the noise follows the pixels. ``out`` itself for a float32 store.
         """
         form = self.manifest.form
-        planes = np.empty((len(rows), *form.planes), form.dtype) if out is None else out
+        shape = (len(rows), *form.planes)
+        planes = np.empty(shape, form.dtype) if out is None else out
+        if planes.shape != shape or planes.dtype != form.dtype or not planes.flags.carray:
+            raise ValueError(f"out must be a contiguous array of {form.dtype}, shape {shape}")
         copy_rows(self._addresses_on_disk(rows), planes, n_threads=n_cores())
         if form.dtype == np.float16:
             return decode_float16(planes, self.sky_level[rows], self._unit[rows])
@@ -144,7 +147,10 @@ class StampStore:
         for shard in range(low, high + 1):
             begin = max(first - self.first_rows[shard], 0)
             end = min(last, self.first_rows[shard + 1]) - self.first_rows[shard]
-            descriptor = os.open(self._pixels(self._shards[shard]), os.O_RDONLY)
+            try:
+                descriptor = os.open(self._pixels(self._shards[shard]), os.O_RDONLY)
+            except OSError:  # deleted since it was mapped: it is read without being asked for
+                continue
             try:
                 span = int(begin * n_bytes), int((end - begin) * n_bytes)
                 os.posix_fadvise(descriptor, *span, os.POSIX_FADV_WILLNEED)

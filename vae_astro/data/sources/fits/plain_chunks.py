@@ -148,6 +148,11 @@ def _read(file: FileVersion, root: Root, room: memoryview) -> memoryview:
     descriptor = root.descriptor(file)
     try:
         n_bytes = os.readv(descriptor, [room[: file.n_bytes]])
+        while 0 < n_bytes < file.n_bytes:  # some file systems give less than was asked for
+            more = os.readv(descriptor, [room[n_bytes : file.n_bytes]])
+            if not more:
+                break
+            n_bytes += more
     finally:
         os.close(descriptor)
     if n_bytes < file.n_bytes:

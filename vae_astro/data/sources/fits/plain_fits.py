@@ -106,6 +106,8 @@ class PlainReader:
             templates = list(self._templates)
             headers = self._recognise(chunk, templates)
             plain, stamps = self._stamps(chunk, headers, templates, self._hdu)
+            if len(self._wcs) > MAX_TEMPLATES:  # also of templates that are forgotten by now
+                self._wcs = {t: self._wcs[t] for t in self._templates if t in self._wcs}
         item_of_file = [k for k, item in enumerate(chunk.items) if isinstance(item, int)]
         is_plain = np.zeros(len(chunk.items), dtype=bool)
         is_plain[item_of_file] = plain

@@ -43,7 +43,6 @@ _STRUCTURE = re.compile(
     r"(SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|GROUPS|BSCALE|BZERO|BLANK|INHERIT)$"
 )
 _BEGINNING = re.compile(r"(SIMPLE *T|XTENSION *'IMAGE *') *(/|$)")
-_BEGINNING = re.compile(r"(SIMPLE *T|XTENSION *'IMAGE *') *(/|$)")
 _NUMBER = re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)(E[+-]?\d+)? *")
 _COMMENT = re.compile(r" *(/.*)?")
 _INTEGER = re.compile(r" *([+-]?\d{1,18}) *(?:/.*)?")

@@ -6,6 +6,7 @@ they begin. Only the columns that are needed are kept, and those once per proces
 
 from __future__ import annotations
 
+import math
 import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
@@ -302,7 +303,7 @@ def _catalogue(
 
 
 def _degrees(values: np.ndarray, unit: str, role: str, name: str) -> np.ndarray:
-    """A column of angles: of its unit, degrees without one, sexagesimal where it is text."""
+    """A column of angles: of its unit, degrees without one, sexagesimal where a text has parts."""
     if values.dtype.kind in "iuf":
         degrees = values.astype(np.float64)
         if unit.strip().lower() in ("", "deg", "degree", "degrees", "d"):
@@ -316,15 +317,22 @@ def _degrees(values: np.ndarray, unit: str, role: str, name: str) -> np.ndarray:
             raise RefusedError(
                 "unreadable", f"column {name} has the unit {unit!r}, which is no angle"
             ) from error
-    texts = values.astype(str)
+    texts = np.char.strip(values.astype(str))
+    hours = role == "ra" and not unit.strip().lower().startswith("d")
+    return np.array([_angle(text, "hourangle" if hours else "deg") for text in texts.tolist()])
+
+
+def _angle(text: str, sexagesimal_unit: str) -> float:
+    """Degrees of a number or of a sexagesimal text, NaN where it is neither: one row's loss."""
     try:
-        return np.where(texts == "", "nan", texts).astype(np.float64)
+        return float(text)
     except ValueError:
         pass
+    if not any(map(str.isdigit, text)):
+        return math.nan
     from astropy.coordinates import Angle
 
-    filled = np.char.strip(texts) != ""
-    degrees = np.full(len(texts), np.nan)
-    hours = role == "ra" and not unit.strip().lower().startswith("d")
-    degrees[filled] = Angle(texts[filled], unit="hourangle" if hours else "deg").deg
-    return degrees
+    try:
+        return float(Angle(text, unit=sexagesimal_unit).deg)
+    except (ValueError, TypeError):
+        return math.nan

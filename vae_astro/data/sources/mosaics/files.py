@@ -48,7 +48,7 @@ def group_bands(
 ) -> list[tuple[FileVersion, ...]]:
     """The fields: mosaics whose names differ in nothing but the part of their band.
 
-    A part is found where no letter or digit stands beside it: ``g`` in ``cosmos_g.fits``, not in
+    No letter or digit may stand beside one of the part: ``g`` is in ``cosmos_g.fits``, not in
     ``big.fits``. A file of no band is left out; a band that is missing has its place with the name
     it should have, 0 bytes and no version.
 
@@ -72,7 +72,11 @@ def group_bands(
     if not bands:
         return sorted(mosaics)
     patterns = {
-        name: re.compile(f"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])")
+        name: re.compile(
+            ("(?<![A-Za-z0-9])" if part[0].isalnum() else "")
+            + re.escape(part)
+            + ("(?![A-Za-z0-9])" if part[-1].isalnum() else "")
+        )
         for name, part in bands
     }
     fields: dict[str, dict[str, tuple[FileVersion, ...]]] = {}
