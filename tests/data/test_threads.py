@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+import time
 
 import pytest
 
@@ -54,6 +55,20 @@ def test_an_error_is_raised_and_the_threads_go_on_serving():
             together(fail, 2)
     calls = []
     together(lambda: calls.append(1), 2)
+    assert len(calls) == 2
+
+
+def test_work_that_fails_in_every_thread_leaves_them_alive_for_the_next():
+    together(lambda: None, 2)
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        together(fail, 2)
+    time.sleep(0.05)
+    calls: list[int] = []
+    together(lambda: calls.append(1), 2)  # would wait for ever for a thread that has ended
     assert len(calls) == 2
 
 

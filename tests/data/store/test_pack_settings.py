@@ -63,3 +63,16 @@ def test_a_setting_that_is_wrong_is_named(overrides, message):
     settings = settings_of(*overrides)
     with pytest.raises(InputError, match=message):
         packer_from(settings["data"], settings["pack"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("data=arrays", "data.columns={label: ans}"),
+        ("data=mosaics", "data.columns={ra: RA_GAIA, dec: DE_GAIA}", "data.catalogue=c.csv"),
+        ("data=mosaics", "data.bands={green: _g_, red: _r_}", "data.catalogue=c.csv"),
+    ],
+)
+def test_mappings_can_be_typed_as_the_configuration_shows_them(overrides):
+    settings = settings_of(*overrides, "data.root=sky")
+    packer_from(settings["data"], settings["pack"])

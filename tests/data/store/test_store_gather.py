@@ -59,6 +59,19 @@ def test_gathered_rows_are_the_pixels_in_the_order_asked_for(store, expected, ro
     np.testing.assert_array_equal(store.gather(rows), expected[rows])
 
 
+@pytest.mark.parametrize("shape", [(2, 1, SIZE, SIZE), (3, SIZE, SIZE)])
+def test_memory_of_another_shape_is_refused_before_anything_is_written(store, shape):
+    with pytest.raises(ValueError, match="out must be a contiguous array of float32"):
+        store.gather(np.arange(3), out=np.zeros(shape, np.float32))
+
+
+def test_a_shard_that_is_deleted_while_it_is_mapped_is_read_all_the_same(store, expected):
+    for file in (store.path / "shards").glob("*.f32"):
+        file.unlink()
+    store.will_need(0, len(store))
+    np.testing.assert_array_equal(store.gather(np.arange(len(store))), expected)
+
+
 @pytest.mark.parametrize("row", [-1, 27, 2**40])
 def test_a_row_that_is_not_in_the_store_is_an_error(store, row):
     with pytest.raises(IndexError, match="of a store of 27"):
