@@ -341,7 +341,7 @@ def _say_what_is_trained(vae: VAE, datamodule: StampDataModule, trainer: Trainer
     )
     if not vae.likelihood.is_density:
         log.warning("this likelihood is not a density: beta has no fixed meaning in training")
-    if vae.normalizer.gain is None:
+    if vae.normalizer.gain is None and not datamodule.store.has_noise:
         log.info("noise: the sky's only; set data.normalize.gain for the Poisson noise of sources")
 
 
