@@ -14,6 +14,7 @@ from astropy.table import MaskedColumn, Table
 
 from vae_astro.data.sources.files import RefusedError
 from vae_astro.data.sources.fits.headers import quiet_astropy
+from vae_astro.data.sources.mosaics import catalogue as catalogue_module
 from vae_astro.data.sources.mosaics.catalogue import check_columns, find_catalogue, read_catalogue
 from vae_astro.data.sources.root import open_root
 from vae_astro.errors import InputError
@@ -225,3 +226,9 @@ def test_a_catalogue_is_read_once_until_it_changes(tmp_path, read):
 def test_columns_that_make_no_sense_are_named(columns):
     with pytest.raises(InputError, match=r"data\.columns"):
         check_columns(columns)
+
+
+def test_a_position_that_is_no_angle_is_the_loss_of_one_row():
+    texts = np.array(["150.5", "--", "10:00:00", "n/a", ""])
+    degrees = catalogue_module._degrees(texts, "", "ra", "RA")
+    np.testing.assert_allclose(degrees, [150.5, np.nan, 150.0, np.nan, np.nan])

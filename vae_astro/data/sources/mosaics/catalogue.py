@@ -6,7 +6,6 @@ they begin. Only the columns that are needed are kept, and those once per proces
 
 from __future__ import annotations
 
-import math
 import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from io import BytesIO
 import numpy as np
 
 from vae_astro.data.sources.files import GZIP_OR_BZIP2, RefusedError, unpack
-from vae_astro.data.sources.fits.headers import quiet_astropy
+from vae_astro.data.sources.fits.headers import angle_degrees, quiet_astropy
 from vae_astro.data.sources.mosaics.table_formats import MAX_TEXT_BYTES, Table, open_tables
 from vae_astro.data.sources.root import FileVersion, Root, open_root
 from vae_astro.errors import InputError
@@ -319,20 +318,6 @@ def _degrees(values: np.ndarray, unit: str, role: str, name: str) -> np.ndarray:
             ) from error
     texts = np.char.strip(values.astype(str))
     hours = role == "ra" and not unit.strip().lower().startswith("d")
-    return np.array([_angle(text, "hourangle" if hours else "deg") for text in texts.tolist()])
-
-
-def _angle(text: str, sexagesimal_unit: str) -> float:
-    """Degrees of a number or of a sexagesimal text, NaN where it is neither: one row's loss."""
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    if not any(map(str.isdigit, text)):
-        return math.nan
-    from astropy.coordinates import Angle
-
-    try:
-        return float(Angle(text, unit=sexagesimal_unit).deg)
-    except (ValueError, TypeError):
-        return math.nan
+    return np.array(
+        [angle_degrees(text, "hourangle" if hours else "deg") for text in texts.tolist()]
+    )
