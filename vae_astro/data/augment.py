@@ -1,4 +1,8 @@
-"""The eight exact symmetries of a square: no pixel is invented, none is lost."""
+"""The eight exact symmetries of a square: no pixel is invented, none is lost.
+
+What a pose is, on tensors. Batches are turned while they are gathered, by `kernels`, which is
+tested against this.
+"""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def describe_store(path: Path) -> dict[str, Any]:
         "stored as": form.stored_as,
         "shards": len(store.manifest.shards),
         "MiB": round(n_bytes / 2**20, 1),
-        "objects": len(np.unique(store.catalogue["object_hash"].to_numpy())),
+        "objects": len(np.unique(store.object_hashes)),
         "labels": ", ".join(f"{name} {n}" for name, n in labels.most_common()) or "none",
         "unlabelled": unlabelled,
         "sky level, median by band": _medians(store.sky_level),
