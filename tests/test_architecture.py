@@ -15,6 +15,7 @@ DOORSTEP = f"{PACKAGE}.__init__"
 STOREYS = [
     {"errors"},
     {"settings", "folders"},
+    {"hardware"},
     {"data", "model", "objective"},
     {"vae"},
     {"collapse", "evaluate", "checkpoint"},

@@ -29,6 +29,7 @@ from vae_astro.collapse.rescue import Plan, outlook_set_right, plan_rescue
 from vae_astro.collapse.verdict import Circumstances, still_rising
 from vae_astro.data.datamodule import LARGEST_SEED, StampDataModule
 from vae_astro.errors import InputError
+from vae_astro.hardware import batch_size_for
 from vae_astro.objective.beta import SCHEDULES
 from vae_astro.report import summary
 from vae_astro.report.judgement import judge_run
@@ -93,7 +94,11 @@ def run_settings(cfg: DictConfig) -> dict[str, Any]:
     if saved is None:
         raise InputError(f"resume={cfg.resume} was not made by train.py; use init_from=")
     resumed = OmegaConf.create(saved)
-    for group in ("collapse", "callbacks"):  # keys that a run of an earlier version does not have
+    for group in (
+        "collapse",
+        "callbacks",
+        "trainer",
+    ):  # keys that a run of an earlier version does not have
         resumed[group] = OmegaConf.merge(cfg[group], resumed.get(group, {}))
     for override in HydraConfig.get().overrides.task:
         key = re.sub(r"@.*", "", override.split("=")[0].lstrip("+~")).replace("/", ".")
@@ -159,6 +164,9 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     datamodule.setup()
     _refuse_too_few(datamodule, trainer)
     labels = datamodule.labels  # an unusable label file is refused now
+    if settings["data"]["batch_size"] is None:
+        datamodule.batch_size = batch_size_for(attempt.machine, len(datamodule.train_rows))
+        settings["data"]["batch_size"] = datamodule.batch_size  # a resumed run keeps it
 
     def begin(settings: dict[str, Any]) -> VAE:
         """The model that a run of these settings starts with."""
@@ -169,7 +177,7 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
         return vae
 
     vae = begin(settings)
-    _say_what_is_trained(vae, datamodule, trainer)
+    _say_what_is_trained(vae, datamodule, attempt)
     set_length(trainer, settings["trainer"], datamodule.steps_per_epoch(trainer.world_size))
     fitted = _fit_and_rescue(attempt, vae, datamodule, run_dir, resume, begin)
     attempt, vae, trainer = fitted.attempt, fitted.vae, fitted.attempt.trainer
@@ -216,7 +224,7 @@ def _fit_and_rescue(
     while True:
         foreseen = _forecast(attempt, vae, datamodule)
         attempt.monitor.planner = _planner(attempt, foreseen, attempt.total_steps(datamodule))
-        fit(attempt.trainer, vae, datamodule, resume, pace)
+        fit(attempt, vae, datamodule, resume, pace)
         plan = attempt.monitor.plan
         if plan is None:
             return _Fitted(attempt, vae, foreseen, pace)
@@ -318,7 +326,7 @@ def _refuse_too_few(datamodule: StampDataModule, trainer: Trainer) -> None:
         )
 
 
-def _say_what_is_trained(vae: VAE, datamodule: StampDataModule, trainer: Trainer) -> None:
+def _say_what_is_trained(vae: VAE, datamodule: StampDataModule, attempt: Attempt) -> None:
     n_bands, height, width = vae.stamp_shape
     log.info(
         "stamps: %d for training, %d for validation, %d for test, %d set aside; %dx%d, %s (%s)",
@@ -332,13 +340,12 @@ def _say_what_is_trained(vae: VAE, datamodule: StampDataModule, trainer: Trainer
         ", ".join(vae.band_names),
     )
     log.info(
-        "model: %s, %d latent units, %.2f million parameters, on %s (%s)",
+        "model: %s, %d latent units, %.2f million parameters",
         vae.hparams["model"]["name"],
         vae.latent_dim,
         sum(parameter.numel() for parameter in vae.parameters()) / 1e6,
-        trainer.strategy.root_device,
-        trainer.precision,
     )
+    log.info("hardware: %s, batches of %d", attempt.setup.reason, datamodule.batch_size)
     if not vae.likelihood.is_density:
         log.warning("this likelihood is not a density: beta has no fixed meaning in training")
     if vae.normalizer.gain is None and not datamodule.store.has_noise:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -34,8 +35,9 @@ from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.collapse.rescue import Plan, changes
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
+from vae_astro.hardware import Machine, Setup, choose, look
 from vae_astro.report.callbacks import StampPanels
-from vae_astro.settings import check_bool, check_choice, check_int, check_number
+from vae_astro.settings import check_bool, check_int, check_number
 from vae_astro.vae import VAE
 
 __all__ = ["Attempt", "Pace", "fit", "new_attempt", "new_vae", "rescue", "set_length"]
@@ -44,7 +46,6 @@ USUAL_STEPS = 1500
 """Optimiser steps of a run whose length is not given, ..."""
 EPOCHS = (10, 300)
 """... within these bounds."""
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 STEPS_BETWEEN_VALIDATIONS = 50
 """So that a small data set does not spend its time on validation."""
 SHORTEST_REST = 0.5
@@ -61,6 +62,10 @@ class Attempt:
     ----------
     settings : dict
         Of the run, as far as rescues have changed them.
+    machine : Machine
+        Where it computes.
+    setup : Setup
+        How it uses that.
     trainer : Trainer
         With its callbacks.
     monitor : CollapseMonitor
@@ -70,6 +75,8 @@ class Attempt:
     """
 
     settings: dict[str, Any]
+    machine: Machine
+    setup: Setup
     trainer: Trainer
     monitor: CollapseMonitor
     panels: StampPanels
@@ -109,16 +116,21 @@ def new_attempt(
         callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50))
     # steps go back in a rescue: its curves lie beside those of the run that collapsed
     version = f"rescue_{len(rescues)}" if rescues else ""
-    trainer = _new_trainer(settings, run_dir, callbacks, version)
+    machine = look(settings["trainer"]["accelerator"])
+    setup = choose(settings["trainer"], machine)
+    torch.set_num_threads(setup.n_threads)
+    trainer = _new_trainer(settings, setup, run_dir, callbacks, version)
     if monitor.action == "rescue":
         _refuse_rescue_where_it_cannot_be(settings, trainer)
-    return Attempt(settings, trainer, monitor, panels)
+    return Attempt(settings, machine, setup, trainer, monitor, panels)
 
 
 def _new_trainer(
-    settings: dict[str, Any], run_dir: Path, callbacks: list[Callback], version: str
+    settings: dict[str, Any], setup: Setup, run_dir: Path, callbacks: list[Callback], version: str
 ) -> Trainer:
-    options = dict(settings["trainer"])
+    options = {**settings["trainer"], "precision": setup.precision}
+    for ours in ("channels_last", "compile", "threads"):
+        del options[ours]
     for key in ("max_epochs", "check_val_every_n_epoch"):
         if options[key] is None:
             options[key] = 1  # set when the data are known: see set_length
@@ -128,7 +140,6 @@ def _new_trainer(
             check_number(f"trainer.{key}", options[key], above=0)
     if options["gradient_clip_val"] is not None:
         check_number("trainer.gradient_clip_val", options["gradient_clip_val"], above=0)
-    check_choice("trainer.precision", options["precision"], PRECISIONS)
     check_bool("trainer.deterministic", options["deterministic"])
     try:
         return Trainer(
@@ -213,7 +224,7 @@ class Pace:
 
 
 def fit(
-    trainer: Trainer, vae: VAE, datamodule: StampDataModule, resume: Path | None, pace: Pace
+    attempt: Attempt, vae: VAE, datamodule: StampDataModule, resume: Path | None, pace: Pace
 ) -> None:
     """Train, from a checkpoint if there is one, and add to ``pace``.
 
@@ -228,6 +239,9 @@ def fit(
     if resume is not None:
         refuse_other_shapes(vae, resume)
         n_steps_before = load_checkpoint(resume)["global_step"]
+    trainer = attempt.trainer
+    if attempt.setup.channels_last:
+        vae.to(memory_format=torch.channels_last)
     began = time.perf_counter()
     try:
         trainer.fit(vae, datamodule=datamodule, ckpt_path=resume, weights_only=True)

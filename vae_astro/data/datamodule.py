@@ -19,6 +19,7 @@ from vae_astro.data.store.layout import is_store
 from vae_astro.data.store.settings import packer_from
 from vae_astro.data.store.store import StampStore
 from vae_astro.errors import InputError
+from vae_astro.hardware import CPU_BATCH
 from vae_astro.settings import (
     check_bool,
     check_choice,
@@ -60,8 +61,8 @@ class StampDataModule(LightningDataModule):
         Its column of labels; ``label`` or the only one whose name begins so.
     classes : sequence of str, optional
         Labels that count; stamps with another count as unlabelled.
-    batch_size : int
-        Stamps in a batch, per process.
+    batch_size : int, optional
+        Stamps in a batch, per process; `CPU_BATCH` if absent.
     val_fraction, test_fraction : float
         Shares of the objects that are held out. All stamps of one object stay together.
     augment : bool
@@ -103,7 +104,7 @@ class StampDataModule(LightningDataModule):
         labels: str | None = None,
         label_column: str | None = None,
         classes: Sequence[str] | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         augment: bool = True,
@@ -131,7 +132,9 @@ class StampDataModule(LightningDataModule):
         if classes is not None and not isinstance(classes, Sequence):
             raise InputError(f"data.classes must be a list of labels or null, got {classes!r}")
         self.classes = [str(label) for label in classes] if classes else None
-        self.batch_size = check_int("data.batch_size", batch_size, minimum=1)
+        self.batch_size = CPU_BATCH
+        if batch_size is not None:
+            self.batch_size = check_int("data.batch_size", batch_size, minimum=1)
         self.val_fraction = check_number("data.val_fraction", val_fraction, above=0, maximum=0.9)
         self.test_fraction = check_number(
             "data.test_fraction", test_fraction, minimum=0, maximum=0.9

@@ -1,0 +1,153 @@
+"""What this machine is good at, and what a run makes of it where its settings say ``auto``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import joblib
+import llvmlite.binding as llvm
+import torch
+
+from vae_astro.settings import check_bool, check_choice, check_int
+
+__all__ = ["CPU_BATCH", "PRECISIONS", "Machine", "Setup", "batch_size_for", "choose", "look"]
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+AUTO = "auto"
+
+BF16_FEATURES = {"avx512bf16": "avx512_bf16", "amx-bf16": "amx_bf16"}
+"""What LLVM calls the instructions of a processor that multiply bfloat16, and what Linux does."""
+AMPERE = 8
+"""CUDA capability from which bfloat16 is multiplied by the tensor cores, and compiling pays."""
+
+CPU_BATCH = 64
+LARGEST_BATCH = 4096
+FEWEST_STEPS = 1500
+"""Optimiser steps that ten epochs are left with, where the batch is chosen."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes.
+
+    Attributes
+    ----------
+    accelerator : {"cpu", "cuda", "mps"}
+        Kind of device.
+    name : str
+        For people.
+    bf16 : str or None
+        What multiplies bfloat16 natively, if anything does.
+    n_cores : int
+        Processor cores that this process may use: physical ones, within its affinity and the limits
+        of its container.
+    """
+
+    accelerator: str
+    name: str
+    bf16: str | None
+    n_cores: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a run uses its machine.
+
+    Attributes
+    ----------
+    precision : str
+        As Lightning has it.
+    channels_last : bool
+        Whether convolutions keep the channels of a pixel side by side.
+    compile : bool
+        Whether the network and the objective are compiled by torch.
+    n_threads : int
+        Of torch, in each process.
+    reason : str
+        One line for the log.
+    """
+
+    precision: str
+    channels_last: bool
+    compile: bool
+    n_threads: int
+    reason: str
+
+
+def look(accelerator: str = AUTO) -> Machine:
+    """The machine, as far as ``accelerator`` (Lightning's name) lets a run use it."""
+    n_cores = joblib.cpu_count(only_physical_cores=True)
+    if accelerator in (AUTO, "gpu", "cuda") and torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability()
+        bf16 = f"capability {capability[0]}.{capability[1]}" if capability[0] >= AMPERE else None
+        return Machine("cuda", torch.cuda.get_device_name(), bf16, n_cores)
+    if accelerator in (AUTO, "gpu", "mps") and torch.backends.mps.is_available():
+        return Machine("mps", "Apple GPU", None, n_cores)
+    features = llvm.get_host_cpu_features()
+    bf16 = next((name for key, name in BF16_FEATURES.items() if features.get(key)), None)
+    return Machine("cpu", llvm.get_host_cpu_name(), bf16, n_cores)
+
+
+def choose(options: Mapping[str, Any], machine: Machine) -> Setup:
+    """What the settings of a trainer come to on ``machine``.
+
+    Parameters
+    ----------
+    options : mapping
+        The group ``trainer``; ``precision``, ``channels_last``, ``compile`` and ``threads`` are
+        values or ``auto``.
+    machine : Machine
+        From `look`.
+
+    Raises
+    ------
+    InputError
+        A value out of range.
+    """
+    precision = check_choice("trainer.precision", options["precision"], PRECISIONS)
+    if precision == AUTO:
+        precision = "bf16-mixed" if machine.bf16 else "32-true"
+        why = machine.bf16 or "no native bfloat16"
+    else:
+        why = "as set"
+    channels_last = _or_auto("channels_last", options, machine.accelerator != "mps")
+    compiled = _or_auto("compile", options, machine.accelerator == "cuda" and bool(machine.bf16))
+    n_threads = _threads(options, machine)
+    memory = "channels last" if channels_last else "channels first"
+    reason = (
+        f"{machine.accelerator} ({machine.name}): precision {precision} ({why}), {memory}, "
+        f"{'compiled' if compiled else 'not compiled'}, {n_threads} "
+        f"{'thread' if n_threads == 1 else 'threads'}"
+    )
+    return Setup(precision, channels_last, compiled, n_threads, reason)
+
+
+def batch_size_for(machine: Machine, n_stamps: int) -> int:
+    """Stamps in a batch where none is asked for.
+
+    On a processor 64: it computes no faster with more. A GPU would wait for work with so few: it
+    gets the largest power of two that leaves `FEWEST_STEPS` optimiser steps in ten epochs of
+    ``n_stamps``, from 64 to `LARGEST_BATCH`.
+    """
+    if machine.accelerator == "cpu":
+        return CPU_BATCH
+    most = max(10 * n_stamps // FEWEST_STEPS, 1)
+    return min(max(2 ** (most.bit_length() - 1), CPU_BATCH), LARGEST_BATCH)
+
+
+def _or_auto(key: str, options: Mapping[str, Any], best: bool) -> bool:
+    value = options[key]
+    return best if value == AUTO else check_bool(f"trainer.{key}", value)
+
+
+def _threads(options: Mapping[str, Any], machine: Machine) -> int:
+    if options["threads"] != AUTO:
+        return check_int("trainer.threads", options["threads"], minimum=1)
+    if "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    # the processes of one machine share its cores
+    n_processes = options["devices"] if isinstance(options["devices"], int) else 1
+    return max(1, machine.n_cores // max(n_processes, 1))
