@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,16 @@ import torch
 
 from vae_astro.settings import check_bool, check_choice, check_int
 
-__all__ = ["CPU_BATCH", "PRECISIONS", "Machine", "Setup", "batch_size_for", "choose", "look"]
+__all__ = [
+    "CPU_BATCH",
+    "PRECISIONS",
+    "Machine",
+    "Setup",
+    "batch_size_for",
+    "choose",
+    "keep_freed_memory",
+    "look",
+]
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 AUTO = "auto"
@@ -22,6 +33,11 @@ BF16_FEATURES = {"avx512bf16": "avx512_bf16", "amx-bf16": "amx_bf16"}
 """What LLVM calls the instructions of a processor that multiply bfloat16, and what Linux does."""
 AMPERE = 8
 """CUDA capability from which bfloat16 is multiplied by the tensor cores, and compiling pays."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's ``mallopt``."""
+KEPT_BYTES = 2**30
+"""Freed memory that is kept, and size of an array from which it gets memory of its own."""
 
 CPU_BATCH = 64
 LARGEST_BATCH = 4096
@@ -136,6 +152,18 @@ def batch_size_for(machine: Machine, n_stamps: int) -> int:
         return CPU_BATCH
     most = max(10 * n_stamps // FEWEST_STEPS, 1)
     return min(max(2 ** (most.bit_length() - 1), CPU_BATCH), LARGEST_BATCH)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what tensors free, for the next step to use again.
+
+    By default it gives larger blocks back to the system, which clears every page before it hands
+    them out anew. Other C libraries than glibc are left as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            library.mallopt(parameter, KEPT_BYTES)
 
 
 def _or_auto(key: str, options: Mapping[str, Any], best: bool) -> bool:

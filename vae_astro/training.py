@@ -35,7 +35,7 @@ from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.collapse.rescue import Plan, changes
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
-from vae_astro.hardware import Machine, Setup, choose, look
+from vae_astro.hardware import Machine, Setup, choose, keep_freed_memory, look
 from vae_astro.report.callbacks import StampPanels
 from vae_astro.settings import check_bool, check_int, check_number
 from vae_astro.vae import VAE
@@ -119,6 +119,7 @@ def new_attempt(
     machine = look(settings["trainer"]["accelerator"])
     setup = choose(settings["trainer"], machine)
     torch.set_num_threads(setup.n_threads)
+    keep_freed_memory()
     trainer = _new_trainer(settings, setup, run_dir, callbacks, version)
     if monitor.action == "rescue":
         _refuse_rescue_where_it_cannot_be(settings, trainer)
