@@ -33,7 +33,7 @@ from vae_astro.settings import build, check_int, construct
 
 __all__ = ["VAE", "StampScores", "gather"]
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2  # raise it with every change to a network, so that no older one is misread
 
 log = logging.getLogger(__name__)
 

