@@ -16,10 +16,10 @@ from typing import Any
 
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from vae_astro.acceleration import allow_tf32, check_compile, compile_mode, compile_parts
 from vae_astro.checkpoint import (
     AtomicCheckpoints,
     BestCheckpoint,
@@ -34,7 +34,7 @@ from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.collapse.rescue import Plan, changes
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
-from vae_astro.report.callbacks import StampPanels
+from vae_astro.report.callbacks import ProgressBar, StampPanels
 from vae_astro.settings import check_bool, check_choice, check_int, check_number
 from vae_astro.vae import VAE
 
@@ -106,7 +106,7 @@ def new_attempt(
     ]
     if check_bool("callbacks.progress", chosen["progress"]):
         # a terminal is redrawn often, a batch log gets a line now and then
-        callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50))
+        callbacks.append(ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50))
     # steps go back in a rescue: its curves lie beside those of the run that collapsed
     version = f"rescue_{len(rescues)}" if rescues else ""
     trainer = _new_trainer(settings, run_dir, callbacks, version)
@@ -119,6 +119,7 @@ def _new_trainer(
     settings: dict[str, Any], run_dir: Path, callbacks: list[Callback], version: str
 ) -> Trainer:
     options = dict(settings["trainer"])
+    check_compile(options.pop("compile", "auto"))  # see fit
     for key in ("max_epochs", "check_val_every_n_epoch"):
         if options[key] is None:
             options[key] = 1  # set when the data are known: see set_length
@@ -228,6 +229,7 @@ def fit(
     if resume is not None:
         refuse_other_shapes(vae, resume)
         n_steps_before = load_checkpoint(resume)["global_step"]
+    _accelerate(trainer, vae, datamodule, n_steps_before)
     began = time.perf_counter()
     try:
         trainer.fit(vae, datamodule=datamodule, ckpt_path=resume, weights_only=True)
@@ -242,6 +244,25 @@ def fit(
     per_rank = min(datamodule.batch_size, len(datamodule.train_rows) // trainer.world_size)
     n_steps = trainer.global_step - n_steps_before
     pace.n_stamps += n_steps * per_rank * trainer.world_size
+
+
+def _accelerate(trainer: Trainer, vae: VAE, datamodule: StampDataModule, n_done: int) -> None:
+    """What the device can do faster, as ``trainer.compile`` and ``trainer.deterministic`` say."""
+    options = (vae.run_settings or {}).get("trainer", {})
+    device = trainer.strategy.root_device
+    allow_tf32(device, str(trainer.precision), options.get("deterministic", False))
+    per_epoch = datamodule.steps_per_epoch(trainer.world_size)
+    mode = compile_mode(
+        options.get("compile", "auto"),
+        device,
+        int(trainer.fit_loop.max_epochs or 1) * per_epoch - n_done,
+        (datamodule.batch_size, *vae.stamp_shape),
+        n_ranks=trainer.world_size,
+        accumulates=trainer.accumulate_grad_batches > 1,
+    )
+    if mode is not None:
+        log.info("the step is compiled (%s); the first one takes longer for it", mode)
+        compile_parts(vae, mode)
 
 
 def rescue(
