@@ -6,8 +6,7 @@ that calls the modules, and it lies beside them.
 
 from __future__ import annotations
 
-import logging
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
@@ -26,8 +25,6 @@ WORTHWHILE_STEPS = 20_000
 """Length of a run from which ``trainer.compile=auto`` compiles: it takes a minute or so."""
 FEW_PIXELS = 2**21
 """In a batch, below which its kernels are shorter than the calls that start them."""
-
-log = logging.getLogger(__name__)
 
 
 class CompiledParts(Parts):
@@ -51,12 +48,11 @@ class CompiledParts(Parts):
             raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
         super().__init__(parts.network, parts.likelihood, parts.prior, parts.normalizer)
         self.mode = mode
-        options: dict[str, Any] = {"backend": backend, "dynamic": False}
-        replayed = {"mode": mode} if mode != "default" else {}
+        replayed = mode if mode != "default" else None
         # of the plain parts, so that what is traced knows nothing of this object
         plain = Parts(parts.network, parts.likelihood, parts.prior, parts.normalizer)
-        self._train = torch.compile(plain.train, **options, **replayed)
-        self._evaluate = torch.compile(plain.evaluate, **options)
+        self._train = torch.compile(plain.train, backend=backend, mode=replayed, dynamic=False)
+        self._evaluate = torch.compile(plain.evaluate, backend=backend, dynamic=False)
         self._train_shape: torch.Size | None = None
         self._evaluate_shape: torch.Size | None = None
 
@@ -109,7 +105,7 @@ def check_compile(setting: object) -> bool | str:
     """``trainer.compile`` if it is true, false or ``auto``, else an `InputError`."""
     if not (isinstance(setting, bool) or setting == "auto"):
         raise InputError(f"trainer.compile must be auto, true or false, got {setting!r}")
-    return setting  # type: ignore[return-value]
+    return setting
 
 
 def compile_mode(
@@ -147,8 +143,7 @@ def compile_mode(
         setting = on_cuda and n_steps >= WORTHWHILE_STEPS
     if not setting:
         return None
-    n_bands_pixels = torch.Size(batch_shape).numel()
-    small = n_bands_pixels < FEW_PIXELS
+    small = math.prod(batch_shape) < FEW_PIXELS
     return MODES[on_cuda and small and n_ranks == 1 and not accumulates]
 
 

@@ -34,10 +34,11 @@ class LateValues:
         together = torch.stack([value.detach().float() for value in values.values()])
         event = None
         if together.is_cuda:
+            stream = torch.cuda.current_stream(together.device)
             host = torch.empty(together.shape, dtype=together.dtype, pin_memory=True)
             together = host.copy_(together, non_blocking=True)
             event = torch.cuda.Event()
-            event.record()
+            event.record(stream)
         self._waiting.append(_OnTheWay(step, list(values), together, event))
 
     def arrived(self, wait: bool = False) -> Iterator[tuple[int, dict[str, float]]]:

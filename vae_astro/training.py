@@ -263,6 +263,7 @@ def _accelerate(trainer: Trainer, vae: VAE, datamodule: StampDataModule, n_done:
     if mode is not None:
         log.info("the step is compiled (%s); the first one takes longer for it", mode)
         compile_parts(vae, mode)
+        datamodule.compile_batches = True
 
 
 def rescue(
