@@ -171,7 +171,7 @@ def precision_on(device: torch.device) -> torch.dtype:
 
 
 def _median(values: Tensor) -> Tensor:
-    """Median of ``values`` (B,), NaN if one is; torch's own reads its result back on the way."""
+    """Median of ``values`` (B,), NaN if one is."""
     ordered = values.sort().values  # NaN comes last
     below, above = ordered[(len(values) - 1) // 2], ordered[len(values) // 2]
     return torch.where(ordered[-1].isnan(), ordered[-1], torch.lerp(below, above, 0.5))
