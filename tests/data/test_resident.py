@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vae_astro import VAE
 from vae_astro.checkpoint import RandomState
@@ -103,9 +105,7 @@ def test_batches_are_those_of_the_host(
     assert n_batches == len(sampler) > 3
 
 
-def test_a_batch_reads_nothing_back(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch.utils._python_dispatch import TorchDispatchMode
-
+def test_a_batch_reads_nothing_back(module: Module) -> None:
     class NoWaiting(TorchDispatchMode):
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -147,6 +147,30 @@ def test_a_resumed_loader_goes_on_in_the_middle_of_an_epoch(module: Module) -> N
     for one, other in zip(whole[3:], rest, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
     assert rest.state_dict() == device.state_dict() != {}
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_batches_are_the_same_and_only_those_of_training(
+    module: Module, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", partial(compiled, backend=backend))
+    stamps = module(stored_as="float16", noise="noise")
+    plain, made = (
+        ResidentStamps(stamps.store, stamps.normalizer, CPU, compiled=flag)
+        for flag in (False, True)
+    )
+    rows, poses = torch.arange(30), torch.arange(30) % 8
+    for chosen, turned in (
+        (rows, poses),
+        (rows.flip(0), poses),
+        (rows[:7], poses[:7]),
+        (rows, None),
+    ):
+        expected, found = plain.batch(chosen, turned), made.batch(chosen, turned)
+        assert torch.equal(found["mask"], expected["mask"])
+        for name in ("image", "noise"):
+            torch.testing.assert_close(found[name], expected[name], rtol=2e-6, atol=2e-6)
 
 
 # -- the choice ----------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ N_AHEAD = 2
 LOOK_SECONDS = 0.1
 """How often a thread that nobody takes from looks whether it is to stop."""
 
+JOIN_SECONDS = 30.0
+"""How long the end of an iteration waits for the result in hand; at exit, threads stand still."""
+
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -77,7 +80,7 @@ def made_ahead(items: Iterable[T], make: Callable[[T], U], n_ahead: int = N_AHEA
                 ready.get_nowait()
         except Empty:
             pass
-        thread.join()
+        thread.join(JOIN_SECONDS)
 
 
 class AheadLoader(StampLoader):
