@@ -17,8 +17,9 @@ STOREYS = [
     {"settings", "folders"},
     {"hardware"},
     {"data", "model", "objective"},
+    {"step", "late"},
     {"vae"},
-    {"collapse", "evaluate", "checkpoint"},
+    {"collapse", "evaluate", "checkpoint", "acceleration"},
     {"report", "catalogue"},
     {"training"},
     {"run"},
@@ -33,7 +34,7 @@ LAZY = {"VAE": "vae", "StampDataModule": "data", "__version__": ""}
 
 OUTSIDE = {
     "pytorch_lightning": set(),  # the same classes under another name do not know each other
-    "lightning": {"data.datamodule"}.union(*STOREYS[3:]),
+    "lightning": {"data.datamodule"}.union(*STOREYS[4:]),
     "hydra": {"run"},
     "omegaconf": {"run", "folders"},
 }

@@ -32,7 +32,7 @@ AUTO = "auto"
 BF16_FEATURES = {"avx512bf16": "avx512_bf16", "amx-bf16": "amx_bf16"}
 """What LLVM calls the instructions of a processor that multiply bfloat16, and what Linux does."""
 AMPERE = 8
-"""CUDA capability from which bfloat16 is multiplied by the tensor cores, and compiling pays."""
+"""CUDA capability from which the tensor cores multiply bfloat16."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt``."""
@@ -78,8 +78,6 @@ class Setup:
         As Lightning has it.
     channels_last : bool
         Whether convolutions keep the channels of a pixel side by side.
-    compile : bool
-        Whether the network and the objective are compiled by torch.
     n_threads : int
         Of torch, in each process.
     reason : str
@@ -88,7 +86,6 @@ class Setup:
 
     precision: str
     channels_last: bool
-    compile: bool
     n_threads: int
     reason: str
 
@@ -113,8 +110,8 @@ def choose(options: Mapping[str, Any], machine: Machine) -> Setup:
     Parameters
     ----------
     options : mapping
-        The group ``trainer``; ``precision``, ``channels_last``, ``compile`` and ``threads`` are
-        values or ``auto``.
+        The group ``trainer``; ``precision``, ``channels_last`` and ``threads`` are values or
+        ``auto``.
     machine : Machine
         From `look`.
 
@@ -130,15 +127,13 @@ def choose(options: Mapping[str, Any], machine: Machine) -> Setup:
     else:
         why = "as set"
     channels_last = _or_auto("channels_last", options, machine.accelerator != "mps")
-    compiled = _or_auto("compile", options, machine.accelerator == "cuda" and bool(machine.bf16))
     n_threads = _threads(options, machine)
     memory = "channels last" if channels_last else "channels first"
     reason = (
         f"{machine.accelerator} ({machine.name}): precision {precision} ({why}), {memory}, "
-        f"{'compiled' if compiled else 'not compiled'}, {n_threads} "
-        f"{'thread' if n_threads == 1 else 'threads'}"
+        f"{n_threads} {'thread' if n_threads == 1 else 'threads'}"
     )
-    return Setup(precision, channels_last, compiled, n_threads, reason)
+    return Setup(precision, channels_last, n_threads, reason)
 
 
 def batch_size_for(machine: Machine, n_stamps: int) -> int:

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from vae_astro.acceleration import allow_tf32, check_compile, compile_mode, compile_parts
 from vae_astro.checkpoint import (
     AtomicCheckpoints,
     BestCheckpoint,
@@ -36,7 +36,7 @@ from vae_astro.collapse.rescue import Plan, changes
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
 from vae_astro.hardware import Machine, Setup, choose, keep_freed_memory, look
-from vae_astro.report.callbacks import StampPanels
+from vae_astro.report.callbacks import ProgressBar, StampPanels
 from vae_astro.settings import check_bool, check_int, check_number
 from vae_astro.vae import VAE
 
@@ -113,7 +113,7 @@ def new_attempt(
     ]
     if check_bool("callbacks.progress", chosen["progress"]):
         # a terminal is redrawn often, a batch log gets a line now and then
-        callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50))
+        callbacks.append(ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50))
     # steps go back in a rescue: its curves lie beside those of the run that collapsed
     version = f"rescue_{len(rescues)}" if rescues else ""
     machine = look(settings["trainer"]["accelerator"])
@@ -130,7 +130,8 @@ def _new_trainer(
     settings: dict[str, Any], setup: Setup, run_dir: Path, callbacks: list[Callback], version: str
 ) -> Trainer:
     options = {**settings["trainer"], "precision": setup.precision}
-    for ours in ("channels_last", "compile", "threads"):
+    check_compile(options["compile"])
+    for ours in ("channels_last", "compile", "threads"):  # see fit
         del options[ours]
     for key in ("max_epochs", "check_val_every_n_epoch"):
         if options[key] is None:
@@ -241,8 +242,7 @@ def fit(
         refuse_other_shapes(vae, resume)
         n_steps_before = load_checkpoint(resume)["global_step"]
     trainer = attempt.trainer
-    if attempt.setup.channels_last:
-        vae.to(memory_format=torch.channels_last)
+    _accelerate(attempt, vae, datamodule, n_steps_before)
     began = time.perf_counter()
     try:
         trainer.fit(vae, datamodule=datamodule, ckpt_path=resume, weights_only=True)
@@ -257,6 +257,28 @@ def fit(
     per_rank = min(datamodule.batch_size, len(datamodule.train_rows) // trainer.world_size)
     n_steps = trainer.global_step - n_steps_before
     pace.n_stamps += n_steps * per_rank * trainer.world_size
+
+
+def _accelerate(attempt: Attempt, vae: VAE, datamodule: StampDataModule, n_done: int) -> None:
+    """What makes the machine faster at the same work, as the settings of the trainer say."""
+    options, trainer = attempt.settings["trainer"], attempt.trainer
+    if attempt.setup.channels_last:
+        vae.to(memory_format=torch.channels_last)
+    device = trainer.strategy.root_device
+    allow_tf32(device, str(trainer.precision), options["deterministic"])
+    per_epoch = datamodule.steps_per_epoch(trainer.world_size)
+    mode = compile_mode(
+        options["compile"],
+        device,
+        int(trainer.fit_loop.max_epochs or 1) * per_epoch - n_done,
+        (datamodule.batch_size, *vae.stamp_shape),
+        n_ranks=trainer.world_size,
+        accumulates=trainer.accumulate_grad_batches > 1,
+    )
+    if mode is not None:
+        log.info("the step is compiled (%s); the first one takes longer for it", mode)
+        compile_parts(vae, mode)
+        datamodule.compile_batches = True
 
 
 def rescue(

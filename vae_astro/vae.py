@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
 
 import vae_astro
@@ -18,6 +21,7 @@ from vae_astro.data.batches import Batch
 from vae_astro.data.normalize import NormalizedStamps, Normalizer
 from vae_astro.data.stamp import SMALLEST_STAMP, fit_to_size
 from vae_astro.errors import InputError
+from vae_astro.late import LateValues
 from vae_astro.model.likelihoods import LIKELIHOODS
 from vae_astro.model.networks import NETWORKS
 from vae_astro.model.posterior import DiagonalGaussian
@@ -25,11 +29,12 @@ from vae_astro.model.priors import PRIORS
 from vae_astro.objective.aggressive import AggressiveInference, aggressive_inference
 from vae_astro.objective.beta import SCHEDULES, RatePenalty, Schedule
 from vae_astro.objective.elbo import Elbo
-from vae_astro.objective.geco import Geco, chi2_per_pixel
+from vae_astro.objective.geco import Geco
 from vae_astro.objective.kl import mutual_information
 from vae_astro.objective.noise import noise_of_stamps
 from vae_astro.objective.optim import Optim
 from vae_astro.settings import build, check_int, construct
+from vae_astro.step import Parts, Trained, weights_at
 
 __all__ = ["VAE", "StampScores", "gather"]
 
@@ -122,11 +127,16 @@ class VAE(LightningModule):
         )
         self.beta_settings = dict(beta or {"name": "linear"})
         self.schedule = self._schedule_of(1)  # made again when the length of the run is known
+        self.parts = Parts(self.network, self.likelihood, self.prior, self.normalizer)
+        """What the modules do together; `compile_parts` puts a compiled one here."""
+        self._late = LateValues()
         self.optim = construct("optim", Optim, optim or {})
         self.inference = aggressive_inference(self.optim.aggressive)
         self.log_every_n_steps = check_int("log_every_n_steps", log_every_n_steps, minimum=1)
         self.total_steps = 1
         """Length of the run that the schedules are made for, in optimiser steps."""
+        self.shown: dict[str, float] = {}
+        """For a progress bar, as of the last step that was logged."""
         self.run_settings: dict[str, Any] | None = None
         """What the run was composed of, in plain Python; travels in the checkpoint."""
 
@@ -143,44 +153,39 @@ class VAE(LightningModule):
     @torch.no_grad()
     def score(self, batch: Batch, eps: Tensor) -> StampScores:
         """Judge a batch without gradients; ``eps`` (B, Z) is standard normal noise."""
-        image, mask, noise = batch["image"], batch["mask"], batch["noise"]
-        posterior = self.network.encode(image)
-        output = self.network.decode(self.network.sample(posterior, eps))
-        elbo = Elbo(
-            self.likelihood.log_prob(image, output, mask, noise), self.prior.kl_per_unit(posterior)
+        said = self.parts.evaluate(batch["image"], batch["mask"], batch["noise"], eps)
+        return StampScores(
+            DiagonalGaussian(said.mean, said.log_var),
+            Elbo(said.reconstruction, said.kl_per_unit),
+            said.location,
+            said.chi2_per_pixel,
         )
-        location = self.decode(posterior.mean)
-        chi2 = chi2_per_pixel(self.normalizer.residual(image, location, noise), mask)
-        return StampScores(posterior, elbo, location, chi2)
 
     # -- training ----------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: minus the ELBO, with the KL weighted by the schedule."""
-        image, mask, noise = batch["image"], batch["mask"], batch["noise"]
-        posterior = self.network.encode(image)
-        z = self.network.sample(posterior, torch.randn_like(posterior.mean))
-        output = self.network.decode(z)
-        if self._decoder_learns:
-            self._observe(image, output.detach(), mask, noise)
-        elbo = Elbo(
-            self.likelihood.training_term(image, output, mask, noise),
-            self.prior.kl_per_unit(posterior),
+        image = batch["image"]
+        controller = self.schedule.controller
+        trained = self.parts.train(
+            image,
+            batch["mask"],
+            batch["noise"],
+            torch.randn(len(image), self.latent_dim, device=image.device),
+            weights_at(self.global_step, self.schedule, self.likelihood.kl_weight, image.device),
+            self.schedule.free_bits_nats,
+            controller,
+            self._decoder_learns,
         )
-        penalty = self.penalty(self.global_step)
-        loss = elbo.loss(penalty)
+        if controller is not None and trained.controller is not None:
+            controller.state = trained.controller.clone()  # a replayed graph writes over its own
         # logging costs about a millisecond a call: not at every step
         if self.global_step % self.log_every_n_steps == 0:
-            self._log_step(loss, elbo, penalty)
-        self._step_loss = loss.detach()
-        return loss
-
-    def _observe(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
-        """Move what no gradient moves: sigma in closed form, beta under a controller."""
-        self.likelihood.observe(image, output, mask, noise)
-        if self.schedule.controller is not None:
-            residual = self.normalizer.residual(image, self.likelihood.location(output), noise)
-            self.schedule.controller.observe(chi2_per_pixel(residual, mask))
+            self._log_late(wait=True)
+            self._late.put(self.global_step, self._to_log(trained, image))
+        self._log_late()
+        self._step_loss = trained.loss.detach()
+        return trained.loss
 
     @property
     def _decoder_learns(self) -> bool:
@@ -194,40 +199,51 @@ class VAE(LightningModule):
             encoder = set(self.network.encoder.parameters())
             for parameter in set(self.parameters()) - encoder:
                 parameter.grad = None  # one of zeros would still be stepped, by its momentum
-        loss = float(gather(self._step_loss[None]).mean())
-        self.inference.observe(loss, self.global_step / self.total_steps)
+        self.inference.observe(self._step_loss.clone(), self.global_step / self.total_steps)
 
     def penalty(self, step: int) -> RatePenalty:
         """What the KL costs at optimiser step ``step``, the likelihood's own weight included."""
         penalty = self.schedule(step)
         return replace(penalty, beta=penalty.beta * self.likelihood.kl_weight)
 
-    def _log_step(self, loss: Tensor, elbo: Elbo, penalty: RatePenalty) -> None:
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss.item()} at step {self.global_step} (reconstruction "
-                f"{elbo.reconstruction.mean().item():g}, KL {elbo.kl.mean().item():g} nats); lower "
-                "optim.lr, or look for extreme pixels and set data.normalize.saturation"
-            )
-        learned = {
-            f"likelihood/{name}_{band}": value
-            for name, values in self.likelihood.describe().items()
-            for band, value in zip(self.band_names, values, strict=True)
+    def _to_log(self, trained: Trained, image: Tensor) -> dict[str, Tensor]:
+        values = {
+            "train/loss": trained.loss,
+            "train/reconstruction": trained.reconstruction,
+            "train/kl_nats": trained.kl,
+            "train/kl_weight": trained.beta,
         }
-        self.log_dict(
-            {
-                "train/loss": loss,
-                "train/reconstruction": elbo.reconstruction.mean(),
-                "train/kl_nats": elbo.kl.mean(),
-                "train/kl_weight": penalty.beta,
-                **learned,
-            }
-        )
-        self.log("beta", self.schedule(self.global_step).beta, prog_bar=True)
-        if penalty.capacity_nats is not None:
-            self.log("capacity_nats", penalty.capacity_nats)
+        for name, learned in self.likelihood.learned().items():
+            for band, value in zip(self.band_names, learned.unbind(), strict=True):
+                values[f"likelihood/{name}_{band}"] = value
+        if self.likelihood.pixel_range is not None:
+            values["darkest"], values["brightest"] = image.aminmax()
+        return values
+
+    def _log_late(self, wait: bool = False) -> None:
+        """Log what has come from the device, under the step that it is of."""
+        for step, values in self._late.arrived(wait):
+            if self.likelihood.pixel_range is not None:
+                self.likelihood.check_range(values.pop("darkest"), values.pop("brightest"))
+            if not math.isfinite(values["train/loss"]):
+                raise InputError(
+                    f"the loss is {values['train/loss']} at step {step} (reconstruction "
+                    f"{values['train/reconstruction']:g}, KL {values['train/kl_nats']:g} nats); "
+                    "lower optim.lr, or look for extreme pixels and set data.normalize.saturation"
+                )
+            # the weight without the likelihood's own
+            values["beta"] = values["train/kl_weight"] / self.likelihood.kl_weight
+            self.shown["beta"] = values["beta"]
+            if self.schedule.capacity_nats is not None:
+                values["capacity_nats"] = self.schedule.capacity_nats(step)
+            for logger in self.loggers:
+                logger.log_metrics(values, step)
+
+    def on_train_end(self) -> None:
+        self._log_late(wait=True)
 
     def on_validation_epoch_start(self) -> None:
+        self._log_late(wait=True)
         self._val_scores: list[StampScores] = []
 
     def validation_step(  # type: ignore[override]  # callbacks take the scores as they are
@@ -235,7 +251,8 @@ class VAE(LightningModule):
     ) -> StampScores:
         """Scores at beta = 1 with the same noise at every epoch, so that epochs compare."""
         scores = self.score(batch, self.evaluation_noise(batch["index"]))
-        self._val_scores.append(scores)
+        # pictures of all stamps would fill the device
+        self._val_scores.append(replace(scores, location=scores.location.new_empty(0)))
         return scores
 
     def on_validation_epoch_end(self) -> None:
@@ -262,14 +279,35 @@ class VAE(LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam or AdamW, with the learning rate as a pure function of the step."""
         # with a scaled loss, clipping needs the gradients apart from the step
-        fused = not str(self.trainer.precision).endswith("-mixed")
-        optimizer = self.optim.optimizer(self, fused)
+        optimizer = self.optim.optimizer(self, fused=not self._loss_is_scaled)
         # the length of the run is filled in at its start: asking the trainer for it here would make
         # the loaders before a resumed run knows where it goes on
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.optim.factor(step, self.total_steps)
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    @property
+    def _loss_is_scaled(self) -> bool:
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer is set to.
+
+        Lightning refuses to clip for a fused optimiser under any mixed precision; only where the
+        loss is scaled would it clip what is scaled still.
+        """
+        kind = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+        plugin = self.trainer.precision_plugin
+        if self._loss_is_scaled:
+            plugin.clip_gradients(optimizer, gradient_clip_val or 0.0, kind)
+        else:
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, kind)
 
     def on_train_start(self) -> None:
         total_steps = int(self.trainer.estimated_stepping_batches)

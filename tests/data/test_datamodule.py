@@ -198,7 +198,8 @@ def test_processes_share_the_stamps_and_choose_rows_for_all(stamps):
     alone = set(images(module.val_dataloader()))
     seen = []
     for rank in range(2):
-        module.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=2, strategy=strategy)
         seen.append(set(images(module.val_dataloader())))
         assert set(images(module.in_order(module.val_rows))) == alone
     assert seen[0] | seen[1] == alone

@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning import LightningDataModule
 
+from vae_astro.data.ahead import AheadLoader
 from vae_astro.data.augment import N_SYMMETRIES
 from vae_astro.data.batches import Batch, Draw, EpochSampler, InOrder, StampDataset, StampLoader
 from vae_astro.data.labels import read_labels
 from vae_astro.data.normalize import Normalizer
+from vae_astro.data.resident import (
+    ResidentLoader,
+    ResidentStamps,
+    check_resident,
+    stays_on_device,
+)
 from vae_astro.data.simulate import simulate
 from vae_astro.data.store.layout import is_store
 from vae_astro.data.store.settings import packer_from
@@ -72,6 +80,9 @@ class StampDataModule(LightningDataModule):
         larger than half of the memory.
     n_workers : int
         Processes that gather batches ahead; 0 is the fastest on few cores.
+    resident : bool or "auto"
+        Keep all stamps on the device that trains and make the batches there; ``auto`` does so on
+        CUDA where they fit. See `ResidentStamps`.
     seed : int
         Of the order and the augmentation.
     n_stamps : int, optional
@@ -110,6 +121,7 @@ class StampDataModule(LightningDataModule):
         augment: bool = True,
         shuffle: str = "auto",
         n_workers: int = 0,
+        resident: bool | str = "auto",
         seed: int = 0,
         n_stamps: int | None = None,
         simulation_seed: int = 0,
@@ -144,6 +156,10 @@ class StampDataModule(LightningDataModule):
         self.augment = check_bool("data.augment", augment)
         self.shuffle = check_choice("data.shuffle", shuffle, ("auto", "full", "block"))
         self.n_workers = check_int("data.n_workers", n_workers, minimum=0)
+        self.resident = check_resident(resident)
+        self.compile_batches = False
+        """Whether what makes batches on the device is compiled; set before training."""
+        self._stamps_on_device: ResidentStamps | None = None
         self.seed = check_int("seed", seed, minimum=0, maximum=LARGEST_SEED)
         if n_stamps is not None:
             check_int("data.n_stamps", n_stamps, minimum=1)
@@ -234,9 +250,15 @@ class StampDataModule(LightningDataModule):
         """Validation stamps in order, never augmented."""
         return self._loader(InOrder(self.val_rows, self.batch_size, *self._ranks()))
 
-    def in_order(self, rows: np.ndarray) -> StampLoader:
-        """Chosen rows of the store in order, unaugmented, all of them on every process."""
-        return self._loader(InOrder(rows, self.batch_size))
+    def in_order(self, rows: np.ndarray, on_device: bool = False) -> StampLoader:
+        """Chosen rows of the store in order, unaugmented, all of them on every process.
+
+        With ``on_device`` the batches may come on the device that trains, which is faster.
+        """
+        sampler = InOrder(rows, self.batch_size)
+        if on_device:
+            return self._loader(sampler)
+        return StampLoader(StampDataset(self.store, self.normalizer), sampler, self.n_workers)
 
     def training_sample(self, n_stamps: int) -> Iterator[Batch]:
         """Training stamps in random order as training sees them, for statistics.
@@ -266,7 +288,27 @@ class StampDataModule(LightningDataModule):
         return len(sampler)
 
     def _loader(self, sampler: EpochSampler | InOrder) -> StampLoader:
-        return StampLoader(StampDataset(self.store, self.normalizer), sampler, self.n_workers)
+        dataset = StampDataset(self.store, self.normalizer)
+        if self.trainer is not None:
+            device = self.trainer.strategy.root_device
+            if self._is_resident(device):
+                assert self._stamps_on_device is not None
+                return ResidentLoader(self._stamps_on_device, dataset, sampler)
+            if device.type == "cuda" and not self.n_workers:
+                return AheadLoader(dataset, sampler, device)
+        return StampLoader(dataset, sampler, self.n_workers)
+
+    def _is_resident(self, device: torch.device) -> bool:
+        """Whether the stamps are on ``device``; the first time they are put there, if they fit."""
+        on_device = self._stamps_on_device
+        if on_device is not None and on_device.device == device:
+            return True
+        if not stays_on_device(self.resident, self.store, device):
+            return False
+        self._stamps_on_device = ResidentStamps(
+            self.store, self.normalizer, device, self.compile_batches
+        )
+        return True
 
     def _shuffle(self) -> str:
         if self.shuffle != "auto":

@@ -198,8 +198,8 @@ class Normalizer:
     def _scale(self, clean: Tensor, mask: Tensor, sky: PixelScale) -> PixelScale:
         if self.stretch != "minmax":
             return sky
-        low = clean.where(mask, clean.new_tensor(torch.inf)).amin((2, 3), keepdim=True)
-        high = clean.where(mask, clean.new_tensor(-torch.inf)).amax((2, 3), keepdim=True)
+        low = clean.where(mask, clean.new_full((), torch.inf)).amin((2, 3), keepdim=True)
+        high = clean.where(mask, clean.new_full((), -torch.inf)).amax((2, 3), keepdim=True)
         span = high - low
         usable = (span > 0) & span.isfinite()  # constant stamps and bands without a good pixel
         return PixelScale(
@@ -223,7 +223,9 @@ class Normalizer:
         return values * n_bands if len(values) == 1 else values
 
     def _per_band(self, key: str, raw: Tensor) -> Tensor:
-        return raw.new_tensor(self.per_band(key, raw.shape[1]))[:, None, None]
+        # filled on the device: a tensor made from numbers would be copied there, and waited for
+        values = [raw.new_full((), value) for value in self.per_band(key, raw.shape[1])]
+        return torch.stack(values)[:, None, None]
 
 
 class _Stretch(NamedTuple):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -50,13 +51,30 @@ class Likelihood(nn.Module, ABC):
     learns_scale = False
     """Whether training adapts the width of the density to the residuals."""
 
+    pixel_range: tuple[float, float] | None = None
+    """Between what the good pixels have to lie; None: anywhere."""
+
+    started = True
+    """False where the next batch that is observed gives what learning starts from."""
+
     @abstractmethod
     def log_prob(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """Log-density of the good pixels of each stamp, shape (B,), in nats."""
 
     def training_term(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
-        """What is maximised in training beside the KL, shape (B,); here the log-density."""
+        """What is maximised in training beside the KL, shape (B,); here the log-density.
+
+        Nothing is read back from the device here, nor in `log_density` and `observe`: training does
+        not wait for it. Whether the pixels are in range is for the caller to check.
+        """
+        return self.log_density(image, output, mask, noise)
+
+    def log_density(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
+        """`log_prob` of pixels that are known to be in range."""
         return self.log_prob(image, output, mask, noise)
+
+    def check_range(self, low: float, high: float) -> None:
+        """Raise `InputError` if pixels from ``low`` to ``high`` are not within `pixel_range`."""
 
     def observe(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
         """Update what is learned in closed form; called once for each training batch."""
@@ -68,9 +86,13 @@ class Likelihood(nn.Module, ABC):
         """Expected pixel value (B, C, H, W), to look at and to take residuals against."""
         return output
 
+    def learned(self) -> dict[str, Tensor]:
+        """What was learned, by name, each (C,); left on the device."""
+        return {}
+
     def describe(self) -> dict[str, list[float]]:
         """What was learned, by name, one number per band; for logs."""
-        return {}
+        return {name: values.tolist() for name, values in self.learned().items()}
 
 
 class _Scale(nn.Module):
@@ -108,6 +130,21 @@ class _Scale(nn.Module):
         else:
             self.register_buffer("mean_square", torch.ones(n_bands))
         self.register_buffer("n_updates", torch.zeros(n_bands, dtype=torch.long))
+        self._known_to_have_started = self.learn == "closed_form"
+
+    @property
+    def started(self) -> bool:
+        """Whether a first batch has been seen, where it is needed.
+
+        The device is asked no more once it has said so.
+        """
+        if not self._known_to_have_started:
+            self._known_to_have_started = bool(self.n_updates.any())
+        return self._known_to_have_started
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._known_to_have_started = self.learn == "closed_form"
 
     def forward(self) -> Tensor:
         """The scale, shape (C, 1, 1)."""
@@ -138,13 +175,14 @@ class _Scale(nn.Module):
     @torch.no_grad()
     def start(self, settle: Callable[[], None]) -> None:
         """At the first batch take the best scale: from 1, Adam would need thousands of steps."""
-        if bool(self.n_updates.any()):
+        if self.started:
             return
         settle()
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.log_std.data)
             self.log_std.div_(dist.get_world_size())
         self.n_updates += 1
+        self._known_to_have_started = True
 
     @torch.no_grad()
     def settle(self, residual: Tensor, mask: Tensor) -> None:
@@ -173,7 +211,7 @@ class FixedGaussian(Likelihood):
 
     def log_prob(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """See `Likelihood`."""
-        return _gaussian_log_prob(image - output, image.new_tensor(self.std), mask)
+        return _gaussian_log_prob(image - output, image.new_full((), self.std), mask)
 
 
 class SharedGaussian(Likelihood):
@@ -193,6 +231,11 @@ class SharedGaussian(Likelihood):
         super().__init__()
         self.scale = _Scale("likelihood", n_bands, learn)
 
+    @property
+    def started(self) -> bool:  # type: ignore[override]
+        """See `Likelihood`."""
+        return self.scale.started
+
     def log_prob(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """See `Likelihood`."""
         return _gaussian_log_prob(image - output, self.scale(), mask)
@@ -205,9 +248,9 @@ class SharedGaussian(Likelihood):
         """See `Likelihood`."""
         self.scale.settle(image - output, mask)
 
-    def describe(self) -> dict[str, list[float]]:
+    def learned(self) -> dict[str, Tensor]:
         """``std`` in units of the normalised image."""
-        return {"std": self.scale().flatten().tolist()}
+        return {"std": self.scale().flatten()}
 
 
 class NoiseGaussian(Likelihood):
@@ -231,6 +274,11 @@ class NoiseGaussian(Likelihood):
         super().__init__()
         self.inflation = _Scale("likelihood", n_bands, learn)
 
+    @property
+    def started(self) -> bool:  # type: ignore[override]
+        """See `Likelihood`."""
+        return self.inflation.started
+
     def log_prob(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """See `Likelihood`."""
         return _gaussian_log_prob(image - output, self.inflation() * noise, mask)
@@ -243,9 +291,9 @@ class NoiseGaussian(Likelihood):
         """See `Likelihood`."""
         self.inflation.settle((image - output) / noise, mask)
 
-    def describe(self) -> dict[str, list[float]]:
+    def learned(self) -> dict[str, Tensor]:
         """``inflation``, dimensionless."""
-        return {"inflation": self.inflation().flatten().tolist()}
+        return {"inflation": self.inflation().flatten()}
 
 
 class StudentT(Likelihood):
@@ -273,6 +321,11 @@ class StudentT(Likelihood):
             - 0.5 * math.log(self.dof * math.pi)
         )
 
+    @property
+    def started(self) -> bool:  # type: ignore[override]
+        """See `Likelihood`."""
+        return self.scale.started
+
     def log_prob(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """See `Likelihood`."""
         scale = self.scale()
@@ -298,9 +351,9 @@ class StudentT(Likelihood):
             mean = weighted.where(good, squared.new_zeros(())).sum((0, 2, 3)) / n_good
             self.scale.log_std.copy_(0.5 * mean.clamp(min=_Scale.FLOOR).log())
 
-    def describe(self) -> dict[str, list[float]]:
+    def learned(self) -> dict[str, Tensor]:
         """``scale`` in units of the normalised image."""
-        return {"scale": self.scale().flatten().tolist()}
+        return {"scale": self.scale().flatten()}
 
 
 class Bernoulli(Likelihood):
@@ -313,6 +366,8 @@ class Bernoulli(Likelihood):
         (Loaiza-Ganem & Cunningham 2019). ``binary``: the plain probability, for pixels that are
         exactly 0 or 1.
     """
+
+    pixel_range = (0.0, 1.0)
 
     def __init__(self, *, kind: str = "continuous") -> None:
         super().__init__()
@@ -327,12 +382,19 @@ class Bernoulli(Likelihood):
             If a good pixel lies outside 0 to 1.
         """
         # masked pixels are 0 by contract, so the extremes of the whole tensor will do
-        low, high = (float(bound) for bound in image.aminmax())
+        self.check_range(*(float(bound) for bound in image.aminmax()))
+        return self.log_density(image, output, mask, noise)
+
+    def check_range(self, low: float, high: float) -> None:
+        """See `Likelihood`."""
         if low < 0 or high > 1:
             raise InputError(
                 f"likelihood=bernoulli needs pixels between 0 and 1, got {low:g} to {high:g}; "
                 "set data.normalize.stretch=minmax or choose another likelihood"
             )
+
+    def log_density(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
+        """See `Likelihood`."""
         if self.kind == "continuous":
             # the same as x logit - log(...) of the paper, written around x = 1/2: no overflow
             log_density = output * (image - 0.5) - log_sinhc(0.5 * output)

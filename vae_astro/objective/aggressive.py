@@ -22,6 +22,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
 from vae_astro.errors import InputError
 from vae_astro.settings import check_int, check_number, construct
 
@@ -35,14 +39,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _State:
-    """Where the phase is; plain numbers, because it travels in the checkpoint."""
+    """Where the phase is; plain numbers but for losses of a window that is not full yet."""
 
     active: bool = True
     # a step of everything comes first, so that a learned sigma has seen a batch
     decoder_learns: bool = True
     decoder_steps: int = 0
     encoder_steps: int = 0
-    window: list[float] = field(default_factory=list)
+    window: list[float | Tensor] = field(default_factory=list)
     previous_mean: float = math.inf
     best_nats: float = -math.inf
     n_without_climb: int = 0
@@ -99,13 +103,16 @@ class AggressiveInference:
         """Steps of the phase in which everything moved."""
         return self._state.decoder_steps
 
-    def observe(self, loss: float, progress: float) -> None:
+    def observe(self, loss: float | Tensor, progress: float) -> None:
         """Take in the step under way, and decide who moves in the next.
+
+        Losses stay where they are and are read once a window, so that a step is not waited for.
 
         Parameters
         ----------
-        loss : float
-            What was minimised, in nats per stamp; the same number in all processes.
+        loss : float, or Tensor without axes
+            What was minimised, in nats per stamp. Processes that train together decide by the mean
+            of theirs.
         progress : float
             Share of the run that is done.
         """
@@ -118,7 +125,7 @@ class AggressiveInference:
             state.decoder_learns = False
         else:
             state.encoder_steps += 1
-            state.window.append(loss)
+            state.window.append(_over_all_processes(loss))
             state.decoder_learns = self._stops_improving()
         if progress >= self.max_fraction:
             self._stop("its share of the run is over")
@@ -127,7 +134,7 @@ class AggressiveInference:
         state = self._state
         stops = state.encoder_steps >= self.max_encoder_steps
         if len(state.window) == self.window_steps:
-            mean = sum(state.window) / self.window_steps
+            mean = sum(_read(state.window)) / self.window_steps
             stops |= not mean < state.previous_mean  # NaN stops too
             state.window, state.previous_mean = [], mean
         return stops
@@ -152,11 +159,27 @@ class AggressiveInference:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, in plain numbers."""
-        return asdict(self._state)
+        return {**asdict(self._state), "window": _read(self._state.window)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
         self._state = _State(**{**state, "window": list(state["window"])})
+
+
+def _over_all_processes(loss: float | Tensor) -> float | Tensor:
+    """The mean of a tensor over the processes that train together."""
+    if isinstance(loss, Tensor) and dist.is_available() and dist.is_initialized():
+        loss = loss.clone()
+        dist.all_reduce(loss)
+        loss = loss / dist.get_world_size()
+    return loss
+
+
+def _read(window: list[float | Tensor]) -> list[float]:
+    """The losses as numbers, brought from the device at once."""
+    on_device = [loss for loss in window if isinstance(loss, Tensor)]
+    read = iter(torch.stack(on_device).tolist() if on_device else [])
+    return [next(read) if isinstance(loss, Tensor) else loss for loss in window]
 
 
 def aggressive_inference(setting: object) -> AggressiveInference | None:

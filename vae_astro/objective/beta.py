@@ -22,6 +22,9 @@ __all__ = ["SCHEDULES", "RatePenalty", "Schedule", "capacity", "constant", "cosi
 class RatePenalty:
     """What the KL term costs at one step.
 
+    A training step has ``beta`` and ``capacity_nats`` as scalars on its device, where a controller
+    moves them and where a compiled objective takes them without being compiled again.
+
     Attributes
     ----------
     beta : float

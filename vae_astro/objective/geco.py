@@ -9,7 +9,6 @@ needs no tuning, it is one per pixel.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -76,8 +75,9 @@ class Geco:
 
     Attributes
     ----------
-    beta : float
-        Weight of the KL now.
+    state : Tensor, shape (3,)
+        Beta, moving average of the constraint and number of batches seen, on the device that beta
+        is moved on: a training step does not wait for them.
 
     Raises
     ------
@@ -104,9 +104,19 @@ class Geco:
             raise InputError(f"beta.momentum must be less than 1, got {momentum:g}")
         self.minimum = check_number("beta.minimum", minimum, above=0)
         self.maximum = check_number("beta.maximum", maximum, minimum=self.minimum)
-        self.beta = check_number("beta.start", start, minimum=self.minimum, maximum=self.maximum)
-        self._average = 0.0
-        self._n_seen = 0
+        beta = check_number("beta.start", start, minimum=self.minimum, maximum=self.maximum)
+        self.state = self._state_of(beta, 0.0, 0)
+
+    @property
+    def beta(self) -> float:
+        """Weight of the KL now; read from where it is moved, so not to be asked at every step."""
+        return float(self.state[0])
+
+    def state_on(self, device: torch.device) -> Tensor:
+        """``state``, brought to where it is moved from now on."""
+        if self.state.device != device:
+            self.state = self.state.to(device, dtype=precision_on(device))
+        return self.state
 
     @torch.no_grad()
     def observe(self, chi2: Tensor) -> None:
@@ -115,29 +125,53 @@ class Geco:
         Processes that train together move as one. An infinite median counts as any that is far
         from the target; a batch with a NaN is passed over.
         """
-        median = chi2.float().clamp(max=1e30).quantile(0.5)  # between infinities lies NaN
+        self.state = self.moved(self.state_on(chi2.device), chi2)
+
+    def moved(self, state: Tensor, chi2: Tensor) -> Tensor:
+        """The state after a batch, as `observe` has it; a pure function, and nothing is read back.
+
+        Parameters
+        ----------
+        state : Tensor, shape (3,)
+            Beta, moving average of the constraint, number of batches seen.
+        chi2 : Tensor, shape (B,)
+            Of the batch, on the same device.
+        """
+        median = _median(chi2.float().clamp(max=1e30))  # between infinities lies NaN
         constraint = ((median - self.target_chi2) / self.tolerance).clamp(-1, 1)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(constraint)
             constraint = constraint / torch.distributed.get_world_size()
-        self._move(float(constraint))
-
-    def _move(self, constraint: float) -> None:
-        if math.isnan(constraint):
-            return
-        self._n_seen += 1
+        beta, average, n_seen = state.unbind()
+        n_seen = n_seen + 1
         # a plain average until the window is full: the first batch alone decides the first step
-        keep = min(self.momentum, 1 - 1 / self._n_seen)
-        self._average = keep * self._average + (1 - keep) * constraint
-        moved = self.beta * math.exp(-self.rate * self._average)
-        self.beta = min(max(moved, self.minimum), self.maximum)
+        keep = (1 - 1 / n_seen).clamp(max=self.momentum)
+        average = keep * average + (1 - keep) * constraint
+        beta = (beta * torch.exp(-self.rate * average)).clamp(self.minimum, self.maximum)
+        return torch.where(constraint.isnan(), state, torch.stack([beta, average, n_seen]))
+
+    @staticmethod
+    def _state_of(beta: float, average: float, n_seen: int) -> Tensor:
+        return torch.tensor([beta, average, n_seen], dtype=torch.float64)
 
     def state_dict(self) -> dict[str, float]:
         """What a resumed run needs, in plain numbers."""
-        return {"beta": self.beta, "average": self._average, "n_seen": self._n_seen}
+        beta, average, n_seen = self.state.tolist()
+        return {"beta": beta, "average": average, "n_seen": int(n_seen)}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from `state_dict`; settings are those of this object, its bounds included."""
-        self.beta = min(max(state["beta"], self.minimum), self.maximum)
-        self._average = state["average"]
-        self._n_seen = int(state["n_seen"])
+        beta = min(max(state["beta"], self.minimum), self.maximum)
+        self.state = self._state_of(beta, state["average"], int(state["n_seen"]))
+
+
+def precision_on(device: torch.device) -> torch.dtype:
+    """The finest that a device computes in."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _median(values: Tensor) -> Tensor:
+    """Median of ``values`` (B,), NaN if one is."""
+    ordered = values.sort().values  # NaN comes last
+    below, above = ordered[(len(values) - 1) // 2], ordered[len(values) // 2]
+    return torch.where(ordered[-1].isnan(), ordered[-1], torch.lerp(below, above, 0.5))

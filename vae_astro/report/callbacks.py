@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
@@ -19,7 +20,7 @@ from vae_astro.report import figures
 from vae_astro.settings import check_int, check_number
 from vae_astro.vae import VAE
 
-__all__ = ["StampPanels", "draw_panels"]
+__all__ = ["ProgressBar", "StampPanels", "draw_panels"]
 
 N_TRAVERSED = 8
 TRAVERSAL = np.linspace(-3, 3, 9)
@@ -27,6 +28,15 @@ FIRST_GUESS_SECONDS = 1.0
 """What drawing a set is taken to cost before the first is drawn."""
 
 log = logging.getLogger(__name__)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Shows what the model shows of itself: numbers that no device is asked for."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """See Lightning."""
+        shown = pl_module.shown if isinstance(pl_module, VAE) else {}
+        return {**super().get_metrics(trainer, pl_module), **shown}
 
 
 class StampPanels(Callback):

@@ -65,7 +65,7 @@ def judge_run(
     """
     labelled = labelled_rows(labels)
     rows = np.unique(np.concatenate([datamodule.val_rows, datamodule.test_rows, labelled]))
-    table = score_stamps(vae, datamodule.in_order(rows))
+    table = score_stamps(vae, datamodule.in_order(rows, on_device=True))
     held_out, test = table.of(datamodule.val_rows), table.of(datamodule.test_rows)
     verdict = judge(held_out.mean, held_out.kl_per_unit)
     classes = score_against_labels(
@@ -75,7 +75,7 @@ def judge_run(
     explanation = explain(verdict, foreseen, meaning, circumstances)
     metrics = summary.metrics_of(held_out, test, verdict, classes, datamodule)
     few = datamodule.val_rows[choose_stamps(len(datamodule.val_rows))]
-    information = information_of(vae, datamodule.in_order(few))
+    information = information_of(vae, datamodule.in_order(few, on_device=True))
     for name in ("mutual_information_nats", "aggregate_mismatch_nats"):
         metrics["collapse"][name] = None if information is None else getattr(information, name)
     metrics["collapse"] |= {

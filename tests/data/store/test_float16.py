@@ -111,6 +111,6 @@ def test_a_store_of_sixteen_bits_is_half_as_large_and_keeps_the_statistics(tmp_p
     good = good_pixels(raw, (5e4,))
     np.testing.assert_array_equal(np.isnan(back), ~good)
     error = np.abs(back - raw)[good]
-    unit = half._unit[rows]
+    unit = half.unit[rows]
     assert (error <= bound(raw, full.sky_level[rows], unit)[good]).all()
     assert half.addresses(rows) is None

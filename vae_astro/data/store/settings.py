@@ -29,6 +29,7 @@ FOR_TRAINING = (
     "augment",
     "shuffle",
     "n_workers",
+    "resident",
     "seed",
     "n_stamps",
     "simulation_seed",

@@ -108,13 +108,25 @@ class StampStore:
             P is C, or 2C where the noise follows the pixels. ``out`` itself for a float32 store.
         """
         form = self.manifest.form
+        planes = self.stored(rows, out)
+        if form.dtype == np.float16:
+            return decode_float16(planes, self.sky_level[rows], self.unit[rows])
+        return planes
+
+    def stored(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Planes of some stamps as they are on disk; parameters as `gather` has them.
+
+        Returns
+        -------
+        ndarray, shape (B, P, H, W), float32 or float16
+            The latter as `encode_float16` has it, in `unit`.
+        """
+        form = self.manifest.form
         shape = (len(rows), *form.planes)
         planes = np.empty(shape, form.dtype) if out is None else out
         if planes.shape != shape or planes.dtype != form.dtype or not planes.flags.carray:
             raise ValueError(f"out must be a contiguous array of {form.dtype}, shape {shape}")
         copy_rows(self._addresses_on_disk(rows), planes, n_threads=n_cores())
-        if form.dtype == np.float16:
-            return decode_float16(planes, self.sky_level[rows], self._unit[rows])
         return planes
 
     def addresses(self, rows: np.ndarray) -> np.ndarray | None:
@@ -183,7 +195,8 @@ class StampStore:
         return self._statistic("good_fraction")
 
     @cached_property
-    def _unit(self) -> np.ndarray:
+    def unit(self) -> np.ndarray:
+        """What a pixel is stored in units of, (N, C) float32; of a float16 store alone."""
         return self._statistic("unit")
 
     def _statistic(self, name: str) -> np.ndarray:
