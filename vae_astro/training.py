@@ -34,6 +34,8 @@ from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.collapse.rescue import Plan, changes
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
+from vae_astro.faults import FiniteGuard
+from vae_astro.model.micro_batches import micro_batch_size
 from vae_astro.report.callbacks import StampPanels
 from vae_astro.settings import check_bool, check_choice, check_int, check_number
 from vae_astro.vae import VAE
@@ -98,6 +100,7 @@ def new_attempt(
     monitor = CollapseMonitor(action, healthy, rescues)
     panels = StampPanels(chosen["n_stamps"], chosen["time_share"])
     callbacks: list[Callback] = [
+        FiniteGuard(),  # first: the others need not know of what is not finite
         panels,
         monitor,
         RandomState(),
@@ -119,6 +122,7 @@ def _new_trainer(
     settings: dict[str, Any], run_dir: Path, callbacks: list[Callback], version: str
 ) -> Trainer:
     options = dict(settings["trainer"])
+    options.pop("micro_batch_size", None)  # the model's affair: see new_vae
     for key in ("max_epochs", "check_val_every_n_epoch"):
         if options[key] is None:
             options[key] = 1  # set when the data are known: see set_length
@@ -195,6 +199,7 @@ def new_vae(
         band_names=None if band_names is None else list(band_names),
         log_every_n_steps=settings["log_every_n_steps"],
     )
+    vae.micro_batches.n_training = micro_batch_size(settings["trainer"].get("micro_batch_size"))
     vae.run_settings = settings
     return vae
 

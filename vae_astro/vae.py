@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningModule
 from torch import Tensor
 
 import vae_astro
@@ -30,6 +29,7 @@ from vae_astro.objective.kl import mutual_information
 from vae_astro.objective.noise import noise_of_stamps
 from vae_astro.objective.optim import Optim
 from vae_astro.settings import build, check_int, construct
+from vae_astro.steps import GuardedSteps
 
 __all__ = ["VAE", "StampScores", "gather"]
 
@@ -61,7 +61,7 @@ class StampScores:
     chi2_per_pixel: Tensor
 
 
-class VAE(LightningModule):
+class VAE(GuardedSteps):
     """A VAE for stamps, trained on a bound in nats per stamp.
 
     Every argument is plain Python, so that a checkpoint rebuilds the model by itself under
@@ -113,6 +113,7 @@ class VAE(LightningModule):
         self.network = build(
             "model", NETWORKS, model or {"name": "conv"}, n_bands=n_bands, size=height
         )
+        self.micro_batches = self.network.micro_batches
         self.latent_dim = self.network.latent_dim
         self.likelihood = build(
             "likelihood", LIKELIHOODS, likelihood or {"name": "sigma"}, n_bands=n_bands
@@ -158,22 +159,32 @@ class VAE(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: minus the ELBO, with the KL weighted by the schedule."""
         image, mask, noise = batch["image"], batch["mask"], batch["noise"]
-        posterior = self.network.encode(image)
-        z = self.network.sample(posterior, torch.randn_like(posterior.mean))
-        output = self.network.decode(z)
+        eps = torch.randn(len(image), self.latent_dim, device=image.device)
+        self.network.minimum_rate.observes = True
+        posterior, output = self.micro_batches.repeat(
+            lambda: self._through_network(image, eps), len(image), image.device
+        )
         if self._decoder_learns:
             self._observe(image, output.detach(), mask, noise)
-        elbo = Elbo(
-            self.likelihood.training_term(image, output, mask, noise),
-            self.prior.kl_per_unit(posterior),
-        )
         penalty = self.penalty(self.global_step)
+
+        def bound(posterior: DiagonalGaussian, output: Tensor) -> Elbo:
+            term = self.likelihood.training_term(image, output, mask, noise)
+            return Elbo(term, self.prior.kl_per_unit(posterior))
+
+        elbo = bound(posterior, output)
         loss = elbo.loss(penalty)
         # logging costs about a millisecond a call: not at every step
         if self.global_step % self.log_every_n_steps == 0:
             self._log_step(loss, elbo, penalty)
-        self._step_loss = loss.detach()
-        return loss
+        return self.sent_back(
+            loss, lambda: bound(*self._through_network(image, eps)).loss(penalty), len(image)
+        )
+
+    def _through_network(self, image: Tensor, eps: Tensor) -> tuple[DiagonalGaussian, Tensor]:
+        posterior = self.network.encode(image)
+        self.network.minimum_rate.observes = False  # for a step that is taken again
+        return posterior, self.network.decode(self.network.sample(posterior, eps))
 
     def _observe(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
         """Move what no gradient moves: sigma in closed form, beta under a controller."""
@@ -203,12 +214,6 @@ class VAE(LightningModule):
         return replace(penalty, beta=penalty.beta * self.likelihood.kl_weight)
 
     def _log_step(self, loss: Tensor, elbo: Elbo, penalty: RatePenalty) -> None:
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss.item()} at step {self.global_step} (reconstruction "
-                f"{elbo.reconstruction.mean().item():g}, KL {elbo.kl.mean().item():g} nats); lower "
-                "optim.lr, or look for extreme pixels and set data.normalize.saturation"
-            )
         learned = {
             f"likelihood/{name}_{band}": value
             for name, values in self.likelihood.describe().items()

@@ -70,6 +70,8 @@ class MinimumRate(nn.Module):
         self.least_std = math.sqrt(-math.expm1(-2 * per_unit))
         self.highest_log_var = -2 * per_unit
         self.momentum = momentum
+        self.observes = True
+        """False while a batch that was seen goes through again."""
         self.register_buffer("running_mean", torch.zeros(latent_dim))
         self.register_buffer("running_var", torch.ones(latent_dim))
         self.register_buffer("n_updates", torch.zeros((), dtype=torch.long))
@@ -77,7 +79,7 @@ class MinimumRate(nn.Module):
     def forward(self, posterior: DiagonalGaussian) -> DiagonalGaussian:
         """The posterior (B, Z) with its rate raised; in training the running figures move."""
         mean, log_var = posterior.mean, posterior.log_var
-        if self.training:
+        if self.training and self.observes:
             self._observe(mean.detach())
         if self.training and len(mean) > 1:
             var, centre = torch.var_mean(mean, dim=0, correction=0)
@@ -97,6 +99,10 @@ class MinimumRate(nn.Module):
         # a plain average until the window is full
         new = torch.clamp(1 / self.n_updates, min=1 - self.momentum)
         var, centre = torch.var_mean(mean, dim=0, correction=0)
+        # what is not finite would stay in the running figures for good
+        finite = torch.isfinite(centre + var)
+        centre = torch.where(finite, centre, self.running_mean)
+        var = torch.where(finite, var, self.running_var)
         step = centre - self.running_mean
         self.running_mean += new * step
         self.running_var.copy_((1 - new) * (self.running_var + new * step.square()) + new * var)
