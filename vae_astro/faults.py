@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from vae_astro.data.batches import Batch
 from vae_astro.errors import InputError
@@ -135,6 +136,7 @@ def _bad_gradients(vae: VAE, batch: Batch) -> tuple[Tensor, list[str]]:
     """As `_bad_terms`, by the gradient of each term."""
     parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
     names = ("reconstruction", "KL")
+    bad = torch.zeros(len(batch["index"]), dtype=torch.bool)
 
     def fails(rows: list[int], which: int) -> bool:
         few = {name: value[rows] for name, value in batch.items()}
@@ -148,8 +150,11 @@ def _bad_gradients(vae: VAE, batch: Batch) -> tuple[Tensor, list[str]]:
                 total = vae.likelihood.training_term(
                     few["image"], output, few["mask"], few["noise"]
                 ).sum()
-            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-        return not all(bool(torch.isfinite(g).all()) for g in gradients if g is not None)
+            mean = total / len(bad)
+            gradients = torch.autograd.grad(mean, parameters, allow_unused=True)
+        # the norm, as in training: it overflows from 1e19 on
+        norm = get_total_norm([gradient for gradient in gradients if gradient is not None])
+        return not bool(torch.isfinite(norm))
 
     def search(rows: list[int], which: int) -> list[int]:
         """By halves: a batch has few such stamps, or all of them."""
@@ -161,7 +166,7 @@ def _bad_gradients(vae: VAE, batch: Batch) -> tuple[Tensor, list[str]]:
         # each half alone may be finite, where only their sum is not
         return search(rows[:middle], which) + search(rows[middle:], which) or rows
 
-    bad, terms = torch.zeros(len(batch["index"]), dtype=torch.bool), []
+    terms = []
     for which, name in enumerate(names):
         found = search(list(range(len(bad))), which)
         if found:
@@ -196,14 +201,14 @@ class FiniteGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         # on a device a batch would take memory until it is read: its rows do to gather it again
-        at_hand = batch if pl_module.device.type == "cpu" else {"index": batch["index"]}
+        at_hand = batch if _is_free_to_read(pl_module) else {"index": batch["index"]}
         self._taken.append((trainer.global_step, at_hand))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, VAE)
-        if pl_module.device.type == "cpu":
+        if _is_free_to_read(pl_module):
             self._taken = [taken for taken in self._taken if taken[0] == trainer.global_step]
         elif trainer.global_step % pl_module.log_every_n_steps == 0:
             self._read(pl_module)
@@ -272,6 +277,11 @@ class FiniteGuard(Callback):
         raise InputError(_explained(trainer, vae, found, _of_all_processes(findings)))
 
 
+def _is_free_to_read(pl_module: LightningModule) -> bool:
+    assert isinstance(pl_module, VAE)
+    return pl_module.updates.is_free_to_read(pl_module.device)
+
+
 def _batches_of(trainer: Trainer, vae: VAE, what: list[Batch] | list[Tensor]) -> Iterator[Batch]:
     """Batches as they are, or gathered again by their rows; none where nobody can do that."""
     for batch in what:
@@ -291,10 +301,12 @@ def _of_all_processes(findings: list[Finding]) -> list[Finding]:
 
 def _explained(trainer: Trainer, vae: VAE, found: str, findings: list[Finding]) -> str:
     if not findings:
+        exact = trainer.precision == "32-true"
+        change = "" if exact else "set trainer.precision=32-true or "
         return (
-            f"{found}, and finite when looked at again: the numbers are close to what "
-            f"trainer.precision={trainer.precision} holds; set trainer.precision=32-true or lower "
-            f"optim.lr{_way_on(trainer)}"
+            f"{found}, and finite when looked at again with other noise: the numbers are close to "
+            f"the largest that there are; {change}lower optim.lr (now {vae.optim.lr:g})"
+            f"{_way_on(trainer)}"
         )
     terms = dict.fromkeys(term for finding in findings for term in finding.terms)
     rows = [row for finding in findings for row in finding.rows]

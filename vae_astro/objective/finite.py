@@ -75,7 +75,7 @@ class FiniteUpdates:
             clip_grads_with_norm_(moved, max_norm, norm)
 
     def _judge(self, optimizer: torch.optim.Optimizer, value: Tensor, step: int) -> None:
-        if self._reads_at_once(optimizer, value.device):
+        if self.is_free_to_read(value.device) or not optimizer.defaults.get("fused"):
             if not bool(torch.isfinite(value)):
                 self.on_fault(step)
             return
@@ -87,8 +87,9 @@ class FiniteUpdates:
         optimizer.found_inf = (self._first >= 0).float()  # type: ignore[attr-defined]
 
     @staticmethod
-    def _reads_at_once(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
-        return device.type == "cpu" or not optimizer.defaults.get("fused")
+    def is_free_to_read(device: torch.device) -> bool:
+        """Whether nobody has to wait for a number on ``device``."""
+        return device.type == "cpu"
 
     def read(self) -> None:
         """Wait for the device and tell `on_fault` if a step was held back since `start`."""
