@@ -14,7 +14,7 @@ DOORSTEP = f"{PACKAGE}.__init__"
 
 STOREYS = [
     {"errors"},
-    {"settings", "folders"},
+    {"settings", "folders", "stopping"},
     {"data", "model", "objective"},
     {"steps"},
     {"vae"},

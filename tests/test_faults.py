@@ -193,7 +193,7 @@ def test_nothing_is_saved_before_the_device_has_been_read(
 def test_a_gradient_that_overflows_where_the_loss_does_not(
     stamps: StampDataModule, set_pixel: SetPixel, tmp_path: Path
 ) -> None:
-    row = int(list(stamps.train_dataloader().sampler)[0].rows[3])
+    row = int(next(iter(stamps.train_dataloader().sampler)).rows[3])
     set_pixel(row, 1e14)
     vae = linear_vae(likelihood={"name": "gaussian"})
     expected = f"step 0: gradient of the reconstruction.* of 1 of 16 .*: {name_of(stamps, row)}"

@@ -284,11 +284,12 @@ def _is_free_to_read(pl_module: LightningModule) -> bool:
 
 def _batches_of(trainer: Trainer, vae: VAE, what: list[Batch] | list[Tensor]) -> Iterator[Batch]:
     """Batches as they are, or gathered again by their rows; none where nobody can do that."""
+    datamodule = getattr(trainer, "datamodule", None)
     for batch in what:
         if isinstance(batch, dict):
             yield batch
-        elif len(batch) and trainer.datamodule is not None:
-            yield from trainer.datamodule.in_order(np.asarray(batch.cpu()))
+        elif len(batch) and datamodule is not None:
+            yield from datamodule.in_order(np.asarray(batch.cpu()))
 
 
 def _of_all_processes(findings: list[Finding]) -> list[Finding]:
@@ -334,7 +335,7 @@ def _explained(trainer: Trainer, vae: VAE, found: str, findings: list[Finding]) 
 
 def _named(trainer: Trainer, rows: list[int]) -> str:
     """A few of the stamps by their names in the catalogue."""
-    store = getattr(trainer.datamodule, "store", None)
+    store = getattr(getattr(trainer, "datamodule", None), "store", None)
     names = [f"row {row}" for row in rows[:N_NAMED]]
     if store is not None:
         names = [str(name) for name in store.catalogue["id"].take(rows[:N_NAMED]).to_pylist()]

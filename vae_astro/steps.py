@@ -28,11 +28,12 @@ class GuardedSteps(LightningModule):
         What judges gradients before the optimiser gets them.
     """
 
+    _step_loss: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.micro_batches = MicroBatches()
         self.updates = FiniteUpdates()
-        self._step_loss: Tensor | None = None
         self._again: tuple[Callable[[], Tensor], int] | None = None
 
     def sent_back(self, loss: Tensor, again: Callable[[], Tensor], n_stamps: int) -> Tensor:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vae_astro.checkpoint import (
@@ -37,7 +35,9 @@ from vae_astro.errors import InputError
 from vae_astro.faults import FiniteGuard
 from vae_astro.model.micro_batches import micro_batch_size
 from vae_astro.report.callbacks import StampPanels
+from vae_astro.report.full_disk import Curves
 from vae_astro.settings import check_bool, check_choice, check_int, check_number
+from vae_astro.stopping import exit_status, raise_if_told
 from vae_astro.vae import VAE
 
 __all__ = ["Attempt", "Pace", "fit", "new_attempt", "new_vae", "rescue", "set_length"]
@@ -139,7 +139,7 @@ def _new_trainer(
             **options,
             plugins=[AtomicCheckpoints()],
             callbacks=callbacks,
-            logger=TensorBoardLogger(run_dir, name="", version=version, default_hp_metric=False),
+            logger=Curves(run_dir, name="", version=version, default_hp_metric=False),
             default_root_dir=run_dir,
             enable_progress_bar=settings["callbacks"]["progress"],
             enable_model_summary=False,
@@ -238,10 +238,9 @@ def fit(
         trainer.fit(vae, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"the trainer refuses: {' '.join(str(error).split())}") from error
-    except SIGTERMException:
-        sys.exit(128 + signal.SIGTERM)
-    except SystemExit:  # what Lightning makes of Ctrl-C
-        sys.exit(128 + signal.SIGINT)
+    except (SIGTERMException, SystemExit):  # the latter is what Lightning makes of Ctrl-C
+        sys.exit(exit_status())
+    raise_if_told()  # after the last step
     pace.seconds += time.perf_counter() - began
     # the step count is that of the whole run, the time only of this part of it
     per_rank = min(datamodule.batch_size, len(datamodule.train_rows) // trainer.world_size)

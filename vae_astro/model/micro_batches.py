@@ -8,7 +8,6 @@ activations and computes them once more on the way back (Chen et al. 2016, "subl
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -171,7 +170,7 @@ class MicroBatches:
             try:
                 if loss is None:
                     loss = again()
-                loss.backward(factor)  # type: ignore[no-untyped-call]
+                loss.backward(factor)
                 return
             except RuntimeError as error:
                 loss = None  # and with it the activations
@@ -227,7 +226,6 @@ def _halved(
 
 def _free(device: torch.device) -> None:
     """Give back what the step that failed has left."""
-    gc.collect()  # frames of an error hold their tensors in cycles
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

@@ -69,7 +69,7 @@ class FiniteUpdates:
         """
         moved = [p for group in optimizer.param_groups for p in group["params"]]
         moved = [parameter for parameter in moved if parameter.grad is not None]
-        norm = get_total_norm([parameter.grad for parameter in moved])  # type: ignore[misc]
+        norm = get_total_norm([parameter.grad for parameter in moved])
         self._judge(optimizer, norm if scaled_loss is None else scaled_loss, step)
         if max_norm:
             clip_grads_with_norm_(moved, max_norm, norm)
