@@ -47,16 +47,23 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
-def signalled(folder: Path, *overrides: str, signals: list[tuple[float, signal.Signals]]) -> Ending:
-    """A command that gets each signal so many seconds after its start."""
+def signalled(
+    folder: Path, *overrides: str, after: str = "", signals: list[tuple[float, signal.Signals]]
+) -> Ending:
+    """A command that gets each signal so many seconds after it printed ``after``."""
+    process, said = start(folder, *overrides), ""
+    assert process.stdout is not None
+    while after not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
     began = time.perf_counter()
-    process = start(folder, *overrides)
     for when, number in signals:
         time.sleep(max(0.0, began + when - time.perf_counter()))
         if process.poll() is None:
             process.send_signal(number)
-    said, _ = process.communicate(timeout=120)
-    return Ending(process.returncode, said, time.perf_counter() - began)
+    rest, _ = process.communicate(timeout=120)
+    return Ending(process.returncode, said + rest, time.perf_counter() - began)
 
 
 def assert_left_well(folder: Path, ending: Ending, number: signal.Signals) -> None:

@@ -6,6 +6,7 @@ import copy
 import logging
 import pickle
 import random
+import shutil
 import signal
 import threading
 from dataclasses import dataclass
@@ -80,9 +81,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, partial)
             partial.replace(target)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+            reason = " ".join(str(error).split())
+            free = shutil.disk_usage(target.parent).free / 2**20
             raise InputError(
-                f"cannot write {target}: {error}; free space there and go on with "
-                f"resume={target.parent.parent}"
+                f"cannot write {target}: {reason} ({free:.1f} MiB are free there); make room and "
+                f"go on with resume={target.parent.parent}"
             ) from error
         finally:
             partial.unlink(missing_ok=True)

@@ -99,7 +99,8 @@ def heeded(run_dir: Path) -> Iterator[None]:
             return
         global _told
         number, _told = _told or signal.SIGINT, None
-        signal.raise_signal(number)
+        # raised here it would be swallowed again
+        threading.Timer(0.01, os.kill, (own_process, number)).start()
 
     hook = sys.unraisablehook
     sys.unraisablehook = not_lost
