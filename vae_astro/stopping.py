@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import active_children
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -68,7 +69,7 @@ def leave(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def heeded(run_dir: Path) -> Iterator[None]:
-    """Signals raise `Stopped`; a second one ends the process at once.
+    """Signals raise `Stopped`; a Ctrl-C after that ends the process at once.
 
     Parameters
     ----------
@@ -87,6 +88,10 @@ def heeded(run_dir: Path) -> Iterator[None]:
         if os.getpid() != own_process:  # a worker that was forked off
             os._exit(128 + number)
         if _told is not None:
+            if number != signal.SIGINT:
+                return  # schedulers repeat themselves: what tidies up may do so
+            for child in active_children():
+                child.kill()
             say(last_words(run_dir))
             os._exit(exit_status())
         note(number)
