@@ -1,6 +1,12 @@
 """Train a VAE: ``python train.py [GROUP=CHOICE] [key=value] ...``; see ``--help``."""
 
-import sys
+import signal
+
+from vae_astro.stopping import SIGNALS, leave
+
+if __name__ == "__main__":
+    for number in SIGNALS:  # what follows takes a second to import
+        signal.signal(number, leave)
 
 import hydra
 from omegaconf import DictConfig
@@ -19,7 +25,4 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:  # before the training, which has its own way to stop
-        sys.exit("stopped")
+    main()

@@ -24,7 +24,7 @@ from vae_astro.acceleration import (
     compile_parts,
 )
 from vae_astro.errors import InputError
-from vae_astro.step import weights_at
+from vae_astro.parts import weights_at
 
 
 @pytest.fixture(autouse=True)

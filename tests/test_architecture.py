@@ -14,12 +14,12 @@ DOORSTEP = f"{PACKAGE}.__init__"
 
 STOREYS = [
     {"errors"},
-    {"settings", "folders"},
+    {"settings", "folders", "stopping"},
     {"hardware"},
     {"data", "model", "objective"},
-    {"step", "late"},
+    {"parts", "late", "guarded_steps"},
     {"vae"},
-    {"collapse", "evaluate", "checkpoint", "acceleration"},
+    {"collapse", "evaluate", "checkpoint", "acceleration", "faults"},
     {"report", "catalogue"},
     {"training"},
     {"run"},

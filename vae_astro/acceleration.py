@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vae_astro.errors import InputError
 from vae_astro.objective.geco import Geco
-from vae_astro.step import Evaluated, Parts, Trained, Weights
+from vae_astro.parts import Evaluated, Parts, Trained, Weights
 from vae_astro.vae import VAE
 
 __all__ = ["CompiledParts", "allow_tf32", "check_compile", "compile_mode", "compile_parts"]
@@ -31,7 +31,7 @@ class CompiledParts(Parts):
     """`Parts` whose functions are compiled for the shape of their first batch.
 
     Other shapes, such as the last batch of a validation, go the plain way, so that nothing is
-    compiled twice; so does a batch that a learned scale starts from.
+    compiled twice; so do a batch that a learned scale starts from, and all where memory ends.
 
     Parameters
     ----------
@@ -69,7 +69,8 @@ class CompiledParts(Parts):
     ) -> Trained:
         """See `Parts`."""
         given = (image, mask, noise, eps, weights, free_bits_nats, controller, observes)
-        if not self.likelihood.started:
+        in_parts = self.network.micro_batches.n_training is not None
+        if in_parts or not self.likelihood.started:
             return super().train(*given)
         if self._train_shape is None:
             self._train_shape = image.shape

@@ -6,7 +6,7 @@ import copy
 import logging
 import pickle
 import random
-import shlex
+import shutil
 import signal
 import threading
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vae_astro.errors import InputError
 from vae_astro.settings import check_int, check_text
+from vae_astro.stopping import SIGNALS, note, say
 from vae_astro.vae import CHECKPOINT_FORMAT, VAE
 
 __all__ = [
@@ -80,9 +81,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, partial)
             partial.replace(target)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+            reason = " ".join(str(error).split())
+            free = shutil.disk_usage(target.parent).free / 2**20
             raise InputError(
-                f"cannot write {target}: {error}; free space there and go on with "
-                f"resume={target.parent.parent}"
+                f"cannot write {target}: {reason} ({free:.1f} MiB are free there); make room and "
+                f"go on with resume={target.parent.parent}"
             ) from error
         finally:
             partial.unlink(missing_ok=True)
@@ -307,8 +310,8 @@ class LastCheckpoint(Callback):
     """Keeps ``last.ckpt`` up to date, and leaves it exact when the run is interrupted.
 
     Saved after every validation, every ``every_n_steps`` optimiser steps, at the end of the run,
-    and on Ctrl-C or SIGTERM at the end of the step that was under way, so that a resumed run
-    neither replays nor skips a stamp. A second Ctrl-C stops at once.
+    and on Ctrl-C, SIGTERM or SIGUSR1 at the end of the step that was under way, so that a resumed
+    run neither replays nor skips a stamp. A second Ctrl-C stops at once.
 
     Parameters
     ----------
@@ -327,15 +330,15 @@ class LastCheckpoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             self._previous_handlers = {
-                number: signal.signal(number, self._receive)
-                for number in (signal.SIGINT, signal.SIGTERM)
+                number: signal.signal(number, self._receive) for number in SIGNALS
             }
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received == signal.SIGINT == number:
             raise KeyboardInterrupt
         self._received = number
-        log.warning("stopping after this step; Ctrl-C again to stop at once")
+        note(number)
+        say("stopping after this step; Ctrl-C again to stop at once")
 
     def _stops(self, trainer: Trainer) -> bool:
         """Whether any process was told to stop; asked by all at the same step, or they hang."""
@@ -346,17 +349,9 @@ class LastCheckpoint(Callback):
 
     def _stop(self, trainer: Trainer) -> None:
         self._save(trainer)
-        if self._received == signal.SIGTERM:
+        if self._received in (signal.SIGTERM, signal.SIGUSR1):
             raise SIGTERMException
         raise KeyboardInterrupt
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        if stopped and self.path.exists():
-            folder = shlex.quote(str(self.path.parent.parent))
-            log.warning("stopped; go on with: python train.py resume=%s", folder)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -32,8 +32,10 @@ from vae_astro.errors import InputError
 from vae_astro.hardware import batch_size_for
 from vae_astro.objective.beta import SCHEDULES
 from vae_astro.report import summary
+from vae_astro.report.full_disk import file_handlers_that_give_up
 from vae_astro.report.judgement import judge_run
 from vae_astro.settings import build, check_int
+from vae_astro.stopping import exit_status, heeded, last_words
 from vae_astro.training import Attempt, Pace, fit, new_attempt, new_vae, rescue, set_length
 from vae_astro.vae import VAE
 
@@ -61,16 +63,19 @@ log = logging.getLogger(__name__)
 def train_command(cfg: DictConfig) -> float:
     """Run ``train.py``; a user's mistake ends in one line and exit status 2.
 
+    What is stopped by a signal says how to go on, and leaves with 128 and its number.
+
     Returns
     -------
     float
         Validation ELBO at beta = 1, in nats per stamp, for hyper-parameter searches.
     """
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), heeded(run_dir):
             _quieten()
+            file_handlers_that_give_up()
             settings = run_settings(cfg)
-            run_dir = Path(HydraConfig.get().runtime.output_dir)
             metrics = train(settings, run_dir).metrics
             return metrics["val"]["elbo_nats"] if metrics else math.nan
     except (InputError, OmegaConfBaseException) as error:
@@ -78,6 +83,10 @@ def train_command(cfg: DictConfig) -> float:
             raise
         log.error("%s", error)
         sys.exit(2)
+    except (KeyboardInterrupt, SystemExit):
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            log.warning("%s", last_words(run_dir))
+        sys.exit(exit_status())
 
 
 def run_settings(cfg: DictConfig) -> dict[str, Any]:

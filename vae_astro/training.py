@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vae_astro.acceleration import allow_tf32, check_compile, compile_mode, compile_parts
@@ -35,9 +33,13 @@ from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.collapse.rescue import Plan, changes
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
+from vae_astro.faults import FiniteGuard
 from vae_astro.hardware import Machine, Setup, choose, keep_freed_memory, look
+from vae_astro.model.micro_batches import micro_batch_size
 from vae_astro.report.callbacks import ProgressBar, StampPanels
+from vae_astro.report.full_disk import Curves
 from vae_astro.settings import check_bool, check_int, check_number
+from vae_astro.stopping import exit_status, raise_if_told
 from vae_astro.vae import VAE
 
 __all__ = ["Attempt", "Pace", "fit", "new_attempt", "new_vae", "rescue", "set_length"]
@@ -105,6 +107,7 @@ def new_attempt(
     monitor = CollapseMonitor(action, healthy, rescues)
     panels = StampPanels(chosen["n_stamps"], chosen["time_share"])
     callbacks: list[Callback] = [
+        FiniteGuard(),  # first: the others need not know of what is not finite
         panels,
         monitor,
         RandomState(),
@@ -131,7 +134,7 @@ def _new_trainer(
 ) -> Trainer:
     options = {**settings["trainer"], "precision": setup.precision}
     check_compile(options["compile"])
-    for ours in ("channels_last", "compile", "threads"):  # see fit
+    for ours in ("channels_last", "compile", "micro_batch_size", "threads"):  # not Lightning's
         del options[ours]
     for key in ("max_epochs", "check_val_every_n_epoch"):
         if options[key] is None:
@@ -148,7 +151,7 @@ def _new_trainer(
             **options,
             plugins=[AtomicCheckpoints()],
             callbacks=callbacks,
-            logger=TensorBoardLogger(run_dir, name="", version=version, default_hp_metric=False),
+            logger=Curves(run_dir, name="", version=version, default_hp_metric=False),
             default_root_dir=run_dir,
             enable_progress_bar=settings["callbacks"]["progress"],
             enable_model_summary=False,
@@ -208,6 +211,7 @@ def new_vae(
         band_names=None if band_names is None else list(band_names),
         log_every_n_steps=settings["log_every_n_steps"],
     )
+    vae.micro_batches.n_training = micro_batch_size(settings["trainer"].get("micro_batch_size"))
     vae.run_settings = settings
     return vae
 
@@ -248,10 +252,9 @@ def fit(
         trainer.fit(vae, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"the trainer refuses: {' '.join(str(error).split())}") from error
-    except SIGTERMException:
-        sys.exit(128 + signal.SIGTERM)
-    except SystemExit:  # what Lightning makes of Ctrl-C
-        sys.exit(128 + signal.SIGINT)
+    except (SIGTERMException, SystemExit):  # the latter is what Lightning makes of Ctrl-C
+        sys.exit(exit_status())
+    raise_if_told()  # after the last step
     pace.seconds += time.perf_counter() - began
     # the step count is that of the whole run, the time only of this part of it
     per_rank = min(datamodule.batch_size, len(datamodule.train_rows) // trainer.world_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -11,9 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningModule
-from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
 
 import vae_astro
@@ -21,6 +17,7 @@ from vae_astro.data.batches import Batch
 from vae_astro.data.normalize import NormalizedStamps, Normalizer
 from vae_astro.data.stamp import SMALLEST_STAMP, fit_to_size
 from vae_astro.errors import InputError
+from vae_astro.guarded_steps import GuardedSteps
 from vae_astro.late import LateValues
 from vae_astro.model.likelihoods import LIKELIHOODS
 from vae_astro.model.networks import NETWORKS
@@ -33,8 +30,8 @@ from vae_astro.objective.geco import Geco
 from vae_astro.objective.kl import mutual_information
 from vae_astro.objective.noise import noise_of_stamps
 from vae_astro.objective.optim import Optim
+from vae_astro.parts import Parts, Trained, weights_at
 from vae_astro.settings import build, check_int, construct
-from vae_astro.step import Parts, Trained, weights_at
 
 __all__ = ["VAE", "StampScores", "gather"]
 
@@ -66,7 +63,7 @@ class StampScores:
     chi2_per_pixel: Tensor
 
 
-class VAE(LightningModule):
+class VAE(GuardedSteps):
     """A VAE for stamps, trained on a bound in nats per stamp.
 
     Every argument is plain Python, so that a checkpoint rebuilds the model by itself under
@@ -118,6 +115,7 @@ class VAE(LightningModule):
         self.network = build(
             "model", NETWORKS, model or {"name": "conv"}, n_bands=n_bands, size=height
         )
+        self.micro_batches = self.network.micro_batches
         self.latent_dim = self.network.latent_dim
         self.likelihood = build(
             "likelihood", LIKELIHOODS, likelihood or {"name": "sigma"}, n_bands=n_bands
@@ -165,18 +163,32 @@ class VAE(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: minus the ELBO, with the KL weighted by the schedule."""
-        image = batch["image"]
-        controller = self.schedule.controller
-        trained = self.parts.train(
-            image,
-            batch["mask"],
-            batch["noise"],
-            torch.randn(len(image), self.latent_dim, device=image.device),
-            weights_at(self.global_step, self.schedule, self.likelihood.kl_weight, image.device),
-            self.schedule.free_bits_nats,
-            controller,
-            self._decoder_learns,
+        image, controller = batch["image"], self.schedule.controller
+        eps = torch.randn(len(image), self.latent_dim, device=image.device)
+        weights = weights_at(
+            self.global_step, self.schedule, self.likelihood.kl_weight, image.device
         )
+        learned_before = [buffer.clone() for buffer in self.buffers()]
+
+        def forward() -> Trained:
+            return self.parts.train(
+                image,
+                batch["mask"],
+                batch["noise"],
+                eps,
+                weights,
+                self.schedule.free_bits_nats,
+                controller,
+                self._decoder_learns,
+            )
+
+        def again() -> Trained:
+            """The same once more, from the same running figures."""
+            for buffer, value in zip(self.buffers(), learned_before, strict=True):
+                buffer.copy_(value)
+            return forward()
+
+        trained = self.micro_batches.repeat(forward, again, len(image), image.device)
         if controller is not None and trained.controller is not None:
             controller.state = trained.controller.clone()  # a replayed graph writes over its own
         # logging costs about a millisecond a call: not at every step
@@ -184,8 +196,7 @@ class VAE(LightningModule):
             self._log_late(wait=True)
             self._late.put(self.global_step, self._to_log(trained, image))
         self._log_late()
-        self._step_loss = trained.loss.detach()
-        return trained.loss
+        return self.sent_back(trained.loss, lambda: again().loss, len(image))
 
     @property
     def _decoder_learns(self) -> bool:
@@ -225,12 +236,6 @@ class VAE(LightningModule):
         for step, values in self._late.arrived(wait):
             if self.likelihood.pixel_range is not None:
                 self.likelihood.check_range(values.pop("darkest"), values.pop("brightest"))
-            if not math.isfinite(values["train/loss"]):
-                raise InputError(
-                    f"the loss is {values['train/loss']} at step {step} (reconstruction "
-                    f"{values['train/reconstruction']:g}, KL {values['train/kl_nats']:g} nats); "
-                    "lower optim.lr, or look for extreme pixels and set data.normalize.saturation"
-                )
             # the weight without the likelihood's own
             values["beta"] = values["train/kl_weight"] / self.likelihood.kl_weight
             self.shown["beta"] = values["beta"]
@@ -279,35 +284,13 @@ class VAE(LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam or AdamW, with the learning rate as a pure function of the step."""
         # with a scaled loss, clipping needs the gradients apart from the step
-        optimizer = self.optim.optimizer(self, fused=not self._loss_is_scaled)
+        optimizer = self.optim.optimizer(self, fused=not self.loss_is_scaled)
         # the length of the run is filled in at its start: asking the trainer for it here would make
         # the loaders before a resumed run knows where it goes on
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.optim.factor(step, self.total_steps)
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
-
-    @property
-    def _loss_is_scaled(self) -> bool:
-        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip as the trainer is set to.
-
-        Lightning refuses to clip for a fused optimiser under any mixed precision; only where the
-        loss is scaled would it clip what is scaled still.
-        """
-        kind = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-        plugin = self.trainer.precision_plugin
-        if self._loss_is_scaled:
-            plugin.clip_gradients(optimizer, gradient_clip_val or 0.0, kind)
-        else:
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, kind)
 
     def on_train_start(self) -> None:
         total_steps = int(self.trainer.estimated_stepping_batches)

@@ -163,7 +163,7 @@ class _Scale(nn.Module):
             dist.all_reduce(totals)
         mean_square = (totals[0] / totals[1].clamp(min=1)).clamp(min=self.FLOOR)
         # a plain average until the window is full, so that the first batches are not half forgotten
-        observed = totals[1] > 0
+        observed = (totals[1] > 0) & torch.isfinite(totals[0])
         self.n_updates += observed
         keep = torch.clamp(1 - 1 / self.n_updates.clamp(min=1), max=self.momentum)
         self.mean_square.copy_(

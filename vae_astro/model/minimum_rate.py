@@ -97,6 +97,10 @@ class MinimumRate(nn.Module):
         # a plain average until the window is full
         new = torch.clamp(1 / self.n_updates, min=1 - self.momentum)
         var, centre = torch.var_mean(mean, dim=0, correction=0)
+        # what is not finite would stay in the running figures for good
+        finite = torch.isfinite(centre + var)
+        centre = torch.where(finite, centre, self.running_mean)
+        var = torch.where(finite, var, self.running_var)
         step = centre - self.running_mean
         self.running_mean += new * step
         self.running_var.copy_((1 - new) * (self.running_var + new * step.square()) + new * var)

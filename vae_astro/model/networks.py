@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vae_astro.errors import InputError
 from vae_astro.model.decoders import ConvDecoder, LinearDecoder, MLPDecoder, QuestionDecoder
 from vae_astro.model.encoders import ConvEncoder, LinearEncoder, MLPEncoder, QuestionEncoder
+from vae_astro.model.micro_batches import MicroBatches
 from vae_astro.model.minimum_rate import MinimumRate
 from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.settings import check_bool, check_choice, check_int, check_number
@@ -59,13 +60,16 @@ class Network(nn.Module):
             "model.minimum_rate_nats", minimum_rate_nats, minimum=0, maximum=MOST_NATS
         )
         self.minimum_rate = MinimumRate(latent_dim, nats) if nats > 0 else nn.Identity()
+        self.micro_batches = MicroBatches()
 
     def encode(self, image: Tensor) -> DiagonalGaussian:
         """Posterior of ``image`` (B, C, H, W), in float32 whatever the encoder computed in."""
+        mean, log_var = self.micro_batches.through(self._moments, image)
+        return self.minimum_rate(DiagonalGaussian(mean, log_var))
+
+    def _moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
         posterior = self.encoder(image)
-        return self.minimum_rate(
-            DiagonalGaussian(posterior.mean.float(), posterior.log_var.float())
-        )
+        return posterior.mean.float(), posterior.log_var.float()
 
     def sample(self, posterior: DiagonalGaussian, eps: Tensor) -> Tensor:
         """Draw of the code from standard normal ``eps``, both (B, Z)."""
@@ -73,7 +77,8 @@ class Network(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Location (B, C, H, W) of the pixel density, in float32."""
-        return self.decoder(z).float()
+        (location,) = self.micro_batches.through(lambda part: (self.decoder(part).float(),), z)
+        return location
 
 
 class QuestionNetwork(Network):

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
 from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.data.batches import Batch
 from vae_astro.report import figures
+from vae_astro.report.full_disk import Curves, save_figure
 from vae_astro.settings import check_int, check_number
 from vae_astro.vae import VAE
 
@@ -87,9 +87,9 @@ class StampPanels(Callback):
     def draw_last(self, trainer: Trainer, vae: VAE, stamps: Batch, folder: Path) -> None:
         """Draw the panels of the finished model for ``stamps``; also as PNG files in ``folder``."""
         stamps = {name: value.to(vae.device) for name, value in stamps.items()}
-        folder.mkdir(parents=True, exist_ok=True)
         for name, figure in self._draw(trainer, vae, stamps).items():
-            figure.savefig(folder / f"{name}.png", dpi=110)
+            if not save_figure(figure, folder / f"{name}.png"):
+                return
 
     def _draw(self, trainer: Trainer, vae: VAE, stamps: Batch) -> dict[str, Figure]:
         began = time.perf_counter()
@@ -97,9 +97,9 @@ class StampPanels(Callback):
         monitors = [callback for callback in callbacks if isinstance(callback, CollapseMonitor)]
         panels = draw_panels(vae, stamps, monitors[0] if monitors else None)
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, Curves):
                 for name, figure in panels.items():
-                    logger.experiment.add_figure(name, figure, trainer.global_step)
+                    logger.add_figure(name, figure, trainer.global_step)
         self._seconds_a_set = time.perf_counter() - began
         self.seconds_spent += self._seconds_a_set
         return panels

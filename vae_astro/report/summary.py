@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from vae_astro.collapse.verdict import CollapseVerdict, Explanation
 from vae_astro.data.datamodule import StampDataModule
+from vae_astro.errors import InputError
 from vae_astro.evaluate.clusters import LabelScores
 from vae_astro.evaluate.scores import StampTable
 
@@ -85,8 +86,16 @@ def _bound_of(table: StampTable) -> dict[str, float | None]:
 def write_metrics(run_dir: Path, metrics: dict[str, Any]) -> None:
     """Write ``metrics.json``, whole or not at all."""
     partial = run_dir / ".metrics.partial"
-    partial.write_text(json.dumps(metrics, indent=2) + "\n")
-    partial.replace(run_dir / "metrics.json")
+    try:
+        partial.write_text(json.dumps(metrics, indent=2) + "\n")
+        partial.replace(run_dir / "metrics.json")
+    except OSError as error:
+        raise InputError(
+            f"cannot write {run_dir / 'metrics.json'}: {error}; the training is over and kept: "
+            f"free space there and have it judged with resume={run_dir}"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def log_hyperparameters(
