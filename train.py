@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from vae_astro.folders import register_resolvers
+from vae_astro.folders import overrides_of_other_processes, register_resolvers
 
 register_resolvers()
 
@@ -19,6 +19,7 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    sys.argv += overrides_of_other_processes()
     try:
         main()
     except KeyboardInterrupt:  # before the training, which has its own way to stop

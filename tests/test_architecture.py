@@ -14,12 +14,12 @@ DOORSTEP = f"{PACKAGE}.__init__"
 
 STOREYS = [
     {"errors"},
-    {"settings", "folders"},
+    {"settings", "folders", "ranks"},
     {"data", "model", "objective"},
     {"vae"},
     {"collapse", "evaluate", "checkpoint"},
     {"report", "catalogue"},
-    {"training"},
+    {"training", "processes"},
     {"run"},
 ]
 """Rooms from the ground up. A room sees itself and the storeys below, not its neighbours."""

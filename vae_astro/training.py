@@ -34,6 +34,7 @@ from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.collapse.rescue import Plan, changes
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
+from vae_astro.processes import strategy_of
 from vae_astro.report.callbacks import StampPanels
 from vae_astro.settings import check_bool, check_choice, check_int, check_number
 from vae_astro.vae import VAE
@@ -130,6 +131,8 @@ def _new_trainer(
         check_number("trainer.gradient_clip_val", options["gradient_clip_val"], above=0)
     check_choice("trainer.precision", options["precision"], PRECISIONS)
     check_bool("trainer.deterministic", options["deterministic"])
+    timeout_s = options.pop("process_timeout_s")
+    options["strategy"] = strategy_of(options["strategy"], timeout_s)
     try:
         return Trainer(
             **options,
@@ -239,9 +242,8 @@ def fit(
         sys.exit(128 + signal.SIGINT)
     pace.seconds += time.perf_counter() - began
     # the step count is that of the whole run, the time only of this part of it
-    per_rank = min(datamodule.batch_size, len(datamodule.train_rows) // trainer.world_size)
     n_steps = trainer.global_step - n_steps_before
-    pace.n_stamps += n_steps * per_rank * trainer.world_size
+    pace.n_stamps += n_steps * datamodule.stamps_per_step(trainer.world_size)
 
 
 def rescue(

@@ -29,9 +29,10 @@ from vae_astro.objective.geco import Geco, chi2_per_pixel
 from vae_astro.objective.kl import mutual_information
 from vae_astro.objective.noise import noise_of_stamps
 from vae_astro.objective.optim import Optim
+from vae_astro.ranks import gather, mean_over_ranks, n_ranks, own_rows
 from vae_astro.settings import build, check_int, construct
 
-__all__ = ["VAE", "StampScores", "gather"]
+__all__ = ["VAE", "StampScores"]
 
 CHECKPOINT_FORMAT = 1
 
@@ -159,7 +160,7 @@ class VAE(LightningModule):
         """Loss of one batch: minus the ELBO, with the KL weighted by the schedule."""
         image, mask, noise = batch["image"], batch["mask"], batch["noise"]
         posterior = self.network.encode(image)
-        z = self.network.sample(posterior, torch.randn_like(posterior.mean))
+        z = self.network.sample(posterior, self._training_noise(posterior.mean))
         output = self.network.decode(z)
         if self._decoder_learns:
             self._observe(image, output.detach(), mask, noise)
@@ -174,6 +175,15 @@ class VAE(LightningModule):
             self._log_step(loss, elbo, penalty)
         self._step_loss = loss.detach()
         return loss
+
+    def _training_noise(self, mean: Tensor) -> Tensor:
+        """Standard normal noise like ``mean`` (B, Z), from the random state.
+
+        Processes that train together have the same random state: each draws the noise of the whole
+        batch, as one process would, and takes that of its own stamps.
+        """
+        shape = (len(mean) * n_ranks(), *mean.shape[1:])
+        return own_rows(torch.randn(shape, dtype=mean.dtype, device=mean.device))
 
     def _observe(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
         """Move what no gradient moves: sigma in closed form, beta under a controller."""
@@ -194,7 +204,7 @@ class VAE(LightningModule):
             encoder = set(self.network.encoder.parameters())
             for parameter in set(self.parameters()) - encoder:
                 parameter.grad = None  # one of zeros would still be stepped, by its momentum
-        loss = float(gather(self._step_loss[None]).mean())
+        loss = float(mean_over_ranks(self._step_loss))
         self.inference.observe(loss, self.global_step / self.total_steps)
 
     def penalty(self, step: int) -> RatePenalty:
@@ -203,10 +213,12 @@ class VAE(LightningModule):
         return replace(penalty, beta=penalty.beta * self.likelihood.kl_weight)
 
     def _log_step(self, loss: Tensor, elbo: Elbo, penalty: RatePenalty) -> None:
+        figures = torch.stack([loss, elbo.reconstruction.mean(), elbo.kl.mean()]).detach()
+        loss, reconstruction, kl = mean_over_ranks(figures)
         if not torch.isfinite(loss):
             raise InputError(
                 f"the loss is {loss.item()} at step {self.global_step} (reconstruction "
-                f"{elbo.reconstruction.mean().item():g}, KL {elbo.kl.mean().item():g} nats); lower "
+                f"{reconstruction.item():g}, KL {kl.item():g} nats); lower "
                 "optim.lr, or look for extreme pixels and set data.normalize.saturation"
             )
         learned = {
@@ -217,8 +229,8 @@ class VAE(LightningModule):
         self.log_dict(
             {
                 "train/loss": loss,
-                "train/reconstruction": elbo.reconstruction.mean(),
-                "train/kl_nats": elbo.kl.mean(),
+                "train/reconstruction": reconstruction,
+                "train/kl_nats": kl,
                 "train/kl_weight": penalty.beta,
                 **learned,
             }
@@ -388,12 +400,3 @@ class VAE(LightningModule):
                 f"this model takes (N, {n_bands}, H, W) with the bands {', '.join(self.band_names)}"
             )
         return raw
-
-
-def gather(values: Tensor) -> Tensor:
-    """``values`` (N, ...) of all processes, in order of rank; on one process, ``values`` itself."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return values
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, values.cpu())
-    return torch.cat(everyone).to(values.device)

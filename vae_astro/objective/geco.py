@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vae_astro.errors import InputError
+from vae_astro.ranks import gather
 from vae_astro.settings import check_number
 
 __all__ = ["Geco", "chi2_per_pixel"]
@@ -112,14 +113,11 @@ class Geco:
     def observe(self, chi2: Tensor) -> None:
         """Move beta by a batch's chi-squared per pixel, shape (B,), of any precision.
 
-        Processes that train together move as one. An infinite median counts as any that is far
-        from the target; a batch with a NaN is passed over.
+        Processes that train together move as one, by the median over the whole batch. An infinite
+        median counts as any that is far from the target; a batch with a NaN is passed over.
         """
-        median = chi2.float().clamp(max=1e30).quantile(0.5)  # between infinities lies NaN
+        median = gather(chi2).float().clamp(max=1e30).quantile(0.5)  # between infinities lies NaN
         constraint = ((median - self.target_chi2) / self.tolerance).clamp(-1, 1)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(constraint)
-            constraint = constraint / torch.distributed.get_world_size()
         self._move(float(constraint))
 
     def _move(self, constraint: float) -> None:
