@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -67,12 +68,9 @@ def strategy_of(name: str, timeout_s: float) -> str | Strategy:
         return name
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DDPStrategy(
-        timeout=timedelta(seconds=timeout_s),
-        gradient_as_bucket_view=True,
-        # every process computes the same buffers: sent around, they would cost a message a step
-        **{buffers: False},
-    )
+    # every process computes the same buffers: sent around, they would cost a message a step
+    options: dict[str, Any] = {buffers: False, "gradient_as_bucket_view": True}
+    return DDPStrategy(timeout=timedelta(seconds=timeout_s), **options)
 
 
 def join(trainer: Trainer, in_sweep: bool = False) -> None:
@@ -200,10 +198,16 @@ def losses_told(run_dir: Path) -> Iterator[None]:
         log.error(
             "another process of this run is gone or silent (%s); go on from the last checkpoint "
             "with: python train.py resume=%s",
-            str(error).splitlines()[0],
+            _reason(error),
             shlex.quote(str(run_dir)),
         )
         sys.exit(1)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The first sentence of what torch says, without the line of its own source."""
+    sentence = str(error).splitlines()[0].split(". ")[0]
+    return re.sub(r"^\[[^]]*\] *", "", sentence)
 
 
 def _is_loss(error: RuntimeError) -> bool:
