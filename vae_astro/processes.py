@@ -113,17 +113,13 @@ def join(trainer: Trainer, in_sweep: bool = False) -> None:
         log.info("torchrun gives each process one thread; OMP_NUM_THREADS=%d uses all cores", share)
 
 
-def open_together(
-    trainer: Trainer, datamodule: StampDataModule, check: Callable[[], None] = lambda: None
-) -> None:
+def open_together(datamodule: StampDataModule, check: Callable[[], None]) -> None:
     """Open the store of the first process in all of them.
 
     Where another machine does not see it, it packs its own, which has to hold the same.
 
     Parameters
     ----------
-    trainer : Trainer
-        After `join`.
     datamodule : StampDataModule
         Not set up yet.
     check : callable

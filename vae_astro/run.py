@@ -171,7 +171,7 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
         _refuse_too_few(datamodule, trainer)
         _ = datamodule.labels  # an unusable label file is refused now
 
-    open_together(trainer, datamodule, look_at_the_data)
+    open_together(datamodule, look_at_the_data)
 
     def begin(settings: dict[str, Any]) -> VAE:
         """The model that a run of these settings starts with."""
