@@ -18,8 +18,8 @@ STOREYS = [
     {"data", "model", "objective"},
     {"vae"},
     {"collapse", "evaluate", "checkpoint"},
-    {"report", "catalogue"},
-    {"training", "processes"},
+    {"report", "catalogue", "processes"},
+    {"training"},
     {"run"},
 ]
 """Rooms from the ground up. A room sees itself and the storeys below, not its neighbours."""
