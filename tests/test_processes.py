@@ -146,8 +146,14 @@ def test_another_number_of_processes_goes_on_in_the_middle_of_an_epoch(
 def test_slurm_starts_the_processes_and_its_signal_ends_in_a_checkpoint(
     stamps: Path, tmp_path: Path
 ) -> None:
-    slurm = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
-             "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "vae"}  # fmt: skip
+    slurm = {
+        "SLURM_JOB_ID": "4711",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "127.0.0.1",
+        "SLURM_JOB_NAME": "vae",
+    }
     arguments = (*SMALL, *TWO, f"data.root={stamps}", "run_dir=run", "trainer.max_epochs=5000")
     both = [
         start(tmp_path, str(ROOT / "train.py"), *arguments,
