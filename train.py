@@ -1,6 +1,7 @@
 """Train a VAE: ``python train.py [GROUP=CHOICE] [key=value] ...``; see ``--help``."""
 
 import signal
+import sys
 
 from vae_astro.stopping import SIGNALS, leave
 
@@ -11,7 +12,7 @@ if __name__ == "__main__":
 import hydra
 from omegaconf import DictConfig
 
-from vae_astro.folders import register_resolvers
+from vae_astro.folders import overrides_of_other_processes, register_resolvers
 
 register_resolvers()
 
@@ -25,4 +26,5 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    sys.argv += overrides_of_other_processes()
     main()

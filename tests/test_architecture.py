@@ -14,13 +14,13 @@ DOORSTEP = f"{PACKAGE}.__init__"
 
 STOREYS = [
     {"errors"},
-    {"settings", "folders", "stopping"},
+    {"settings", "folders", "stopping", "ranks"},
     {"hardware"},
     {"data", "model", "objective"},
     {"parts", "late", "guarded_steps"},
     {"vae"},
     {"collapse", "evaluate", "checkpoint", "acceleration", "faults"},
-    {"report", "catalogue"},
+    {"report", "catalogue", "processes"},
     {"training"},
     {"run"},
 ]

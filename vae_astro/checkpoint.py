@@ -15,12 +15,13 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vae_astro.errors import InputError
+from vae_astro.ranks import Alarm
 from vae_astro.settings import check_int, check_text
 from vae_astro.stopping import SIGNALS, note, say
 from vae_astro.vae import CHECKPOINT_FORMAT, VAE
@@ -230,46 +231,44 @@ def carry_over(checkpoint: dict[str, Any], vae: VAE) -> dict[str, Any]:
 
 
 class RandomState(Callback):
-    """Carries the random state of every process, so that a resumed run goes on exactly."""
+    """Carries the random state, so that a resumed run goes on exactly.
+
+    Processes that train together have the same one: each draws the noise of the whole batch. So it
+    does not matter how many go on.
+    """
 
     def __init__(self) -> None:
-        self._loaded: list[dict[str, Any]] | None = None
+        self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        version, internal, gauss = random.getstate()
-        state: dict[str, Any] = {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-            "python": [version, list(internal), gauss],
-        }
-        states = [state]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            states = [state] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(states, state)
-        return {"ranks": states}
+        return {"ranks": [_random_state()]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict["ranks"]
+        # earlier versions kept one for each process
+        self._loaded = state_dict["ranks"][0]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._loaded is None:
-            # one seed for all processes would draw the same noise for different stamps
-            if trainer.world_size > 1:
-                seed_everything(torch.initial_seed() + trainer.global_rank, verbose=False)
+        state = self._loaded
+        if state is None and trainer.world_size > 1:
+            state = _random_state()  # the first process may have drawn what others have not
+        if state is None:
             return
-        if len(self._loaded) != trainer.world_size:
-            log.warning(
-                "the checkpoint is of %d processes, this run has %d: it does not go on bit for bit",
-                len(self._loaded),
-                trainer.world_size,
-            )
-        state = self._loaded[trainer.global_rank % len(self._loaded)]
+        state = trainer.strategy.broadcast(state)
         torch.set_rng_state(state["torch"])
         if state["cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
         version, internal, gauss = state["python"]
         random.setstate((version, tuple(internal), gauss))
         self._loaded = None
+
+
+def _random_state() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "python": [version, list(internal), gauss],
+    }
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -311,7 +310,8 @@ class LastCheckpoint(Callback):
 
     Saved after every validation, every ``every_n_steps`` optimiser steps, at the end of the run,
     and on Ctrl-C, SIGTERM or SIGUSR1 at the end of the step that was under way, so that a resumed
-    run neither replays nor skips a stamp. A second Ctrl-C stops at once.
+    run neither replays nor skips a stamp. A second Ctrl-C stops at once. Where processes train
+    together, it is enough to tell one; they stop a step later.
 
     Parameters
     ----------
@@ -326,8 +326,10 @@ class LastCheckpoint(Callback):
         self.every_n_steps = check_int("callbacks.save_every_n_steps", every_n_steps, minimum=1)
         self._received: int | None = None
         self._previous_handlers: dict[int, Any] = {}
+        self._alarm: Alarm | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._alarm = Alarm()
         if threading.current_thread() is threading.main_thread():
             self._previous_handlers = {
                 number: signal.signal(number, self._receive) for number in SIGNALS
@@ -340,12 +342,14 @@ class LastCheckpoint(Callback):
         note(number)
         say("stopping after this step; Ctrl-C again to stop at once")
 
-    def _stops(self, trainer: Trainer) -> bool:
+    def _stops(self) -> bool:
         """Whether any process was told to stop; asked by all at the same step, or they hang."""
-        stops = self._received is not None
-        if trainer.world_size > 1:
-            stops = trainer.strategy.reduce_boolean_decision(stops, all=False)
-        return stops
+        assert self._alarm is not None
+        heard = self._alarm.heard(self._received or 0)
+        if heard:
+            self._received = heard  # all leave in the same way
+            note(heard)
+        return bool(heard)
 
     def _stop(self, trainer: Trainer) -> None:
         self._save(trainer)
@@ -360,7 +364,7 @@ class LastCheckpoint(Callback):
             return  # the epoch's own save follows, after validation
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # gathered gradients are not saved
-        if self._stops(trainer):
+        if self._stops():
             self._stop(trainer)
         if trainer.global_step % self.every_n_steps == 0:
             self._save(trainer)
@@ -368,12 +372,14 @@ class LastCheckpoint(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         n_epochs = trainer.current_epoch + 1
         validated = n_epochs % (trainer.check_val_every_n_epoch or 1) == 0
-        if self._stops(trainer):
+        if self._stops():
             self._stop(trainer)
         if validated or n_epochs == trainer.max_epochs:
             self._save(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._alarm is not None:
+            self._alarm.last()
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         self._previous_handlers.clear()

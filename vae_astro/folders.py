@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from datetime import datetime
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-__all__ = ["register_resolvers", "run_folder_of"]
+__all__ = [
+    "is_first_process",
+    "overrides_of_other_processes",
+    "register_resolvers",
+    "run_folder_of",
+]
+
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+"""Where launchers say which process this is; the first has 0 in all of them."""
 
 
 def run_folder_of(checkpoint: str | Path) -> Path | None:
@@ -19,6 +28,18 @@ def run_folder_of(checkpoint: str | Path) -> Path | None:
     if path.name == "checkpoints":
         path = path.parent
     return path if (path / "checkpoints").is_dir() else None
+
+
+def is_first_process() -> bool:
+    """Whether this is the first, or the only one, of the processes that train together."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
+def overrides_of_other_processes() -> list[str]:
+    """What keeps Hydra from giving every process of a run a folder; nothing for the first."""
+    if is_first_process():
+        return []
+    return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
 
 
 def register_resolvers() -> None:

@@ -136,17 +136,18 @@ def choose(options: Mapping[str, Any], machine: Machine) -> Setup:
     return Setup(precision, channels_last, n_threads, reason)
 
 
-def batch_size_for(machine: Machine, n_stamps: int) -> int:
+def batch_size_for(machine: Machine, n_stamps: int, n_ranks: int = 1) -> int:
     """Stamps in a batch where none is asked for.
 
     On a processor 64: it computes no faster with more. A GPU would wait for work with so few: it
     gets the largest power of two that leaves `FEWEST_STEPS` optimiser steps in ten epochs of
-    ``n_stamps``, from 64 to `LARGEST_BATCH`.
+    ``n_stamps``, from 64 to `LARGEST_BATCH`. Rounded up to equal parts for ``n_ranks`` processes.
     """
-    if machine.accelerator == "cpu":
-        return CPU_BATCH
-    most = max(10 * n_stamps // FEWEST_STEPS, 1)
-    return min(max(2 ** (most.bit_length() - 1), CPU_BATCH), LARGEST_BATCH)
+    size = CPU_BATCH
+    if machine.accelerator != "cpu":
+        most = max(10 * n_stamps // FEWEST_STEPS, 1)
+        size = min(max(2 ** (most.bit_length() - 1), CPU_BATCH), LARGEST_BATCH)
+    return -(-size // n_ranks) * n_ranks
 
 
 def keep_freed_memory() -> None:

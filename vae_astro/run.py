@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import random
 import re
 import sys
 import time
@@ -17,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning import Trainer, seed_everything
+from hydra.types import RunMode
+from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,10 +31,13 @@ from vae_astro.collapse.forecast import Forecast, forecast_run
 from vae_astro.collapse.monitor import rescues_in
 from vae_astro.collapse.rescue import Plan, outlook_set_right, plan_rescue
 from vae_astro.collapse.verdict import Circumstances, still_rising
+from vae_astro.data.batches import share_of_batch
 from vae_astro.data.datamodule import LARGEST_SEED, StampDataModule
 from vae_astro.errors import InputError
+from vae_astro.folders import is_first_process
 from vae_astro.hardware import batch_size_for
 from vae_astro.objective.beta import SCHEDULES
+from vae_astro.processes import join, losses_told, open_together
 from vae_astro.report import summary
 from vae_astro.report.full_disk import file_handlers_that_give_up
 from vae_astro.report.judgement import judge_run
@@ -103,11 +110,8 @@ def run_settings(cfg: DictConfig) -> dict[str, Any]:
     if saved is None:
         raise InputError(f"resume={cfg.resume} was not made by train.py; use init_from=")
     resumed = OmegaConf.create(saved)
-    for group in (
-        "collapse",
-        "callbacks",
-        "trainer",
-    ):  # keys that a run of an earlier version does not have
+    # keys that a run of an earlier version does not have
+    for group in ("collapse", "callbacks", "trainer"):
         resumed[group] = OmegaConf.merge(cfg[group], resumed.get(group, {}))
     for override in HydraConfig.get().overrides.task:
         key = re.sub(r"@.*", "", override.split("=")[0].lstrip("+~")).replace("/", ".")
@@ -164,22 +168,30 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     attempt = new_attempt(settings, run_dir, _rescues_behind(resume))
     trainer = attempt.trainer
     if not trainer.is_global_zero:
-        logging.getLogger("vae_astro").setLevel(logging.WARNING)
+        logging.getLogger("vae_astro").setLevel(logging.ERROR)  # the first says it for all
     progress = settings["callbacks"]["progress"] and trainer.is_global_zero
     datamodule = StampDataModule(**settings["data"], seed=seed, progress=progress)
     new_vae(settings, stamp_shape=(1, 64, 64))
 
-    datamodule.prepare_data()
-    datamodule.setup()
-    _refuse_too_few(datamodule, trainer)
-    labels = datamodule.labels  # an unusable label file is refused now
-    if settings["data"]["batch_size"] is None:
-        datamodule.batch_size = batch_size_for(attempt.machine, len(datamodule.train_rows))
+    chooses_batch = settings["data"]["batch_size"] is None
+    if not chooses_batch:  # refused, if not in equal parts
+        share_of_batch(datamodule.batch_size, trainer.world_size)
+    join(trainer, in_sweep=_in_sweep())
+    run_dir = trainer.strategy.broadcast(run_dir.absolute())
+
+    def look_at_the_data() -> None:
+        _refuse_too_few(datamodule, trainer)
+        _ = datamodule.labels  # an unusable label file is refused now
+
+    open_together(datamodule, look_at_the_data)
+    if chooses_batch:
+        n_train, n_ranks = len(datamodule.train_rows), trainer.world_size
+        datamodule.batch_size = batch_size_for(attempt.machine, n_train, n_ranks)
         settings["data"]["batch_size"] = datamodule.batch_size  # a resumed run keeps it
 
     def begin(settings: dict[str, Any]) -> VAE:
         """The model that a run of these settings starts with."""
-        seed_everything(seed, workers=True, verbose=False)
+        _seed(seed)
         vae = new_vae(settings, datamodule.store.stamp_shape, datamodule.store.band_names)
         if start is not None:
             _start_from(vae, start)
@@ -188,7 +200,8 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     vae = begin(settings)
     _say_what_is_trained(vae, datamodule, attempt)
     set_length(trainer, settings["trainer"], datamodule.steps_per_epoch(trainer.world_size))
-    fitted = _fit_and_rescue(attempt, vae, datamodule, run_dir, resume, begin)
+    with losses_told(run_dir):
+        fitted = _fit_and_rescue(attempt, vae, datamodule, run_dir, resume, begin)
     attempt, vae, trainer = fitted.attempt, fitted.vae, fitted.attempt.trainer
     best = run_dir / "checkpoints" / "best.ckpt"
     if best.exists():
@@ -200,7 +213,7 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     shown = next(iter(datamodule.in_order(datamodule.val_rows[: attempt.panels.n_stamps])))
     attempt.panels.draw_last(trainer, vae, shown, run_dir / "figures")
     circumstances = _circumstances(fitted, best, datamodule)
-    judgement = judge_run(vae, datamodule, labels, fitted.foreseen, circumstances)
+    judgement = judge_run(vae, datamodule, datamodule.labels, fitted.foreseen, circumstances)
     metrics = judgement.metrics
     metrics["collapse"] |= attempt.monitor.summary()
     metrics["timing"] = {"seconds_total": time.perf_counter() - began, **fitted.pace.as_dict()}
@@ -317,8 +330,8 @@ def _refuse_unknown(settings: dict[str, Any]) -> None:
 
 def _refuse_taken(run_dir: Path) -> None:
     """Raise `InputError` where another run would be overwritten."""
-    # the processes that ddp starts come here when the first has begun to write
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0 and any(run_dir.glob("checkpoints/*.ckpt")):
+    # other processes come here when the first has begun to write
+    if is_first_process() and any(run_dir.glob("checkpoints/*.ckpt")):
         raise InputError(
             f"run_dir={run_dir} holds another run; choose another run_dir, or go on with that run: "
             f"resume={run_dir}"
@@ -328,11 +341,23 @@ def _refuse_taken(run_dir: Path) -> None:
 def _refuse_too_few(datamodule: StampDataModule, trainer: Trainer) -> None:
     """Raise `InputError` unless every process gets stamps to train on and to validate."""
     n_val, n_ranks = len(datamodule.val_rows), trainer.world_size
+    datamodule.stamps_per_step(n_ranks)
     if n_val < n_ranks:
         raise InputError(
             f"{n_val} validation stamps cannot be shared by {n_ranks} processes; set fewer "
             "trainer.devices or a larger data.val_fraction"
         )
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _seed(seed: int) -> None:
+    """Seed everything; Lightning's own way would do it again where processes come together."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # what scikit-learn draws from
+    torch.manual_seed(seed)
 
 
 def _say_what_is_trained(vae: VAE, datamodule: StampDataModule, attempt: Attempt) -> None:
@@ -366,4 +391,5 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)

@@ -36,6 +36,7 @@ from vae_astro.errors import InputError
 from vae_astro.faults import FiniteGuard
 from vae_astro.hardware import Machine, Setup, choose, keep_freed_memory, look
 from vae_astro.model.micro_batches import micro_batch_size
+from vae_astro.processes import strategy_of
 from vae_astro.report.callbacks import ProgressBar, StampPanels
 from vae_astro.report.full_disk import Curves
 from vae_astro.settings import check_bool, check_int, check_number
@@ -146,6 +147,8 @@ def _new_trainer(
     if options["gradient_clip_val"] is not None:
         check_number("trainer.gradient_clip_val", options["gradient_clip_val"], above=0)
     check_bool("trainer.deterministic", options["deterministic"])
+    timeout_s = options.pop("process_timeout_s")
+    options["strategy"] = strategy_of(options["strategy"], timeout_s)
     try:
         return Trainer(
             **options,
@@ -257,9 +260,8 @@ def fit(
     raise_if_told()  # after the last step
     pace.seconds += time.perf_counter() - began
     # the step count is that of the whole run, the time only of this part of it
-    per_rank = min(datamodule.batch_size, len(datamodule.train_rows) // trainer.world_size)
     n_steps = trainer.global_step - n_steps_before
-    pace.n_stamps += n_steps * per_rank * trainer.world_size
+    pace.n_stamps += n_steps * datamodule.stamps_per_step(trainer.world_size)
 
 
 def _accelerate(attempt: Attempt, vae: VAE, datamodule: StampDataModule, n_done: int) -> None:

@@ -31,9 +31,10 @@ from vae_astro.objective.kl import mutual_information
 from vae_astro.objective.noise import noise_of_stamps
 from vae_astro.objective.optim import Optim
 from vae_astro.parts import Parts, Trained, weights_at
+from vae_astro.ranks import gather, mean_over_ranks, n_ranks, own_rows
 from vae_astro.settings import build, check_int, construct
 
-__all__ = ["VAE", "StampScores", "gather"]
+__all__ = ["VAE", "StampScores"]
 
 CHECKPOINT_FORMAT = 2  # raise it with every change to a network, so that no older one is misread
 
@@ -164,7 +165,7 @@ class VAE(GuardedSteps):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: minus the ELBO, with the KL weighted by the schedule."""
         image, controller = batch["image"], self.schedule.controller
-        eps = torch.randn(len(image), self.latent_dim, device=image.device)
+        eps = self._training_noise(len(image))
         weights = weights_at(
             self.global_step, self.schedule, self.likelihood.kl_weight, image.device
         )
@@ -198,6 +199,15 @@ class VAE(GuardedSteps):
         self._log_late()
         return self.sent_back(trained.loss, lambda: again().loss, len(image))
 
+    def _training_noise(self, n_stamps: int) -> Tensor:
+        """Standard normal noise (n_stamps, Z) from the random state.
+
+        Processes that train together have the same random state: each draws the noise of the whole
+        batch, as one process would, and takes that of its own stamps.
+        """
+        shape = (n_stamps * n_ranks(), self.latent_dim)
+        return own_rows(torch.randn(shape, device=self.device))
+
     @property
     def _decoder_learns(self) -> bool:
         return self.inference is None or self.inference.decoder_learns
@@ -210,7 +220,8 @@ class VAE(GuardedSteps):
             encoder = set(self.network.encoder.parameters())
             for parameter in set(self.parameters()) - encoder:
                 parameter.grad = None  # one of zeros would still be stepped, by its momentum
-        self.inference.observe(self._step_loss.clone(), self.global_step / self.total_steps)
+        loss = mean_over_ranks(self._step_loss).clone()
+        self.inference.observe(loss, self.global_step / self.total_steps)
 
     def penalty(self, step: int) -> RatePenalty:
         """What the KL costs at optimiser step ``step``, the likelihood's own weight included."""
@@ -218,12 +229,10 @@ class VAE(GuardedSteps):
         return replace(penalty, beta=penalty.beta * self.likelihood.kl_weight)
 
     def _to_log(self, trained: Trained, image: Tensor) -> dict[str, Tensor]:
-        values = {
-            "train/loss": trained.loss,
-            "train/reconstruction": trained.reconstruction,
-            "train/kl_nats": trained.kl,
-            "train/kl_weight": trained.beta,
-        }
+        means = torch.stack([trained.loss.detach(), trained.reconstruction, trained.kl])
+        names = ("train/loss", "train/reconstruction", "train/kl_nats")
+        values = dict(zip(names, mean_over_ranks(means).unbind(), strict=True))
+        values["train/kl_weight"] = trained.beta
         for name, learned in self.likelihood.learned().items():
             for band, value in zip(self.band_names, learned.unbind(), strict=True):
                 values[f"likelihood/{name}_{band}"] = value
@@ -409,12 +418,3 @@ class VAE(GuardedSteps):
                 f"this model takes (N, {n_bands}, H, W) with the bands {', '.join(self.band_names)}"
             )
         return raw
-
-
-def gather(values: Tensor) -> Tensor:
-    """``values`` (N, ...) of all processes, in order of rank; on one process, ``values`` itself."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return values
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, values.cpu())
-    return torch.cat(everyone).to(values.device)

@@ -193,6 +193,8 @@ def test_an_epoch_draws_no_stamp_twice_and_shares_them_equally(
     n_rows, batch_size, seed, epoch, n_ranks
 ):
     rows = np.arange(n_rows) * 3 + 100  # any rows, not the first ones
+    share = batch_size
+    batch_size *= n_ranks
     if n_rows < n_ranks:
         with pytest.raises(InputError, match=f"{n_rows} training stamps .* {n_ranks} processes"):
             EpochSampler(rows, batch_size, seed, rank=0, n_ranks=n_ranks)
@@ -202,9 +204,9 @@ def test_an_epoch_draws_no_stamp_twice_and_shares_them_equally(
         sampler = EpochSampler(rows, batch_size, seed, augment=True, rank=rank, n_ranks=n_ranks)
         sampler.set_epoch(epoch)
         draws = list(sampler)
-        per_rank = n_rows // n_ranks
-        size = min(batch_size, per_rank)
-        assert [len(draw.rows) for draw in draws] == [size] * (per_rank // size)
+        size = min(share, n_rows // n_ranks)
+        assert sampler.batch_size == size * n_ranks
+        assert [len(draw.rows) for draw in draws] == [size] * (n_rows // (size * n_ranks))
         assert len(sampler) == len(draws)
         assert all(draw.rows.dtype == np.int64 for draw in draws)
         assert all(draw.symmetries.shape == draw.rows.shape for draw in draws)
@@ -216,16 +218,29 @@ def test_an_epoch_draws_no_stamp_twice_and_shares_them_equally(
     assert len({len(rows_of_rank) for rows_of_rank in drawn}) == 1
 
 
-def test_ranks_together_draw_the_stamps_and_the_poses_of_one_process():
-    def draw(rank: int, n_ranks: int) -> Draw:
-        (only,) = EpochSampler(
-            np.arange(60), 60 // n_ranks, 63, augment=True, rank=rank, n_ranks=n_ranks
-        )
-        return only
+@pytest.mark.parametrize("n_ranks", [2, 3, 4])
+def test_ranks_together_draw_the_stamps_and_the_poses_of_one_process(n_ranks):
+    def draws(rank: int, n_ranks: int) -> list[Draw]:
+        sampler = EpochSampler(np.arange(65), 12, 63, augment=True, rank=rank, n_ranks=n_ranks)
+        sampler.set_epoch(3)
+        return list(sampler)
 
-    alone, shares = draw(0, 1), [draw(rank, 3) for rank in range(3)]
-    np.testing.assert_array_equal(np.concatenate([d.rows for d in shares]), alone.rows)
-    np.testing.assert_array_equal(np.concatenate([d.symmetries for d in shares]), alone.symmetries)
+    alone = draws(0, 1)
+    together = list(zip(*(draws(rank, n_ranks) for rank in range(n_ranks)), strict=True))
+    assert len(together) == len(alone) == 5
+    for whole, shares in zip(alone, together, strict=True):
+        assert np.concatenate([d.rows for d in shares]).tolist() == whole.rows.tolist()
+        assert np.concatenate([d.symmetries for d in shares]).tolist() == whole.symmetries.tolist()
+
+
+@pytest.mark.parametrize("shuffle", ["full", "block"])
+def test_a_batch_that_does_not_divide_is_refused_and_a_small_data_set_rounded_down(shuffle):
+    with pytest.raises(InputError, match=r"64 .* 3 processes.*data\.batch_size=63.*devices"):
+        EpochSampler(np.arange(100), 64, 0, n_ranks=3, shuffle=shuffle)
+    with pytest.raises(InputError, match=r"data\.batch_size=4,"):
+        EpochSampler(np.arange(100), 2, 0, n_ranks=4, shuffle=shuffle)
+    sampler = EpochSampler(np.arange(100), 128, 0, n_ranks=8, shuffle=shuffle)
+    assert (sampler.batch_size, sampler.share, len(sampler)) == (96, 12, 1)
 
 
 @given(**epochs)
@@ -300,7 +315,9 @@ def test_a_smaller_last_batch_is_dropped_and_its_stamps_come_in_other_epochs():
 @pytest.mark.parametrize("done", [0, 1, 3, 4])
 def test_a_resumed_epoch_goes_on_where_it_stopped_and_the_next_are_whole(done, n_ranks):
     def sampler() -> EpochSampler:
-        return EpochSampler(np.arange(60), 5, 63, augment=True, rank=n_ranks - 1, n_ranks=n_ranks)
+        return EpochSampler(
+            np.arange(60), 5 * n_ranks, 63, augment=True, rank=n_ranks - 1, n_ranks=n_ranks
+        )
 
     uninterrupted, resumed = sampler(), sampler()
     resumed.resume_at(7, done)
@@ -326,7 +343,7 @@ def test_block_by_block_no_stamp_comes_twice_and_ranks_share_equally(
     drawn = []
     for rank in range(n_ranks):
         sampler = EpochSampler(
-            *(rows, batch_size, seed),
+            *(rows, batch_size * n_ranks, seed),
             augment=True,
             rank=rank,
             n_ranks=n_ranks,
@@ -336,7 +353,7 @@ def test_block_by_block_no_stamp_comes_twice_and_ranks_share_equally(
         )
         sampler.set_epoch(epoch)
         draws = list(sampler)
-        assert [len(draw.rows) for draw in draws] == [sampler.batch_size] * len(sampler)
+        assert [len(draw.rows) for draw in draws] == [sampler.share] * len(sampler)
         assert all(draw.symmetries.shape == draw.rows.shape for draw in draws)
         drawn.append(flat(draws))
     everyone = list(chain(*drawn))
@@ -350,7 +367,7 @@ def test_block_by_block_no_stamp_comes_twice_and_ranks_share_equally(
 def test_block_by_block_a_resumed_epoch_goes_on_where_it_stopped(done, n_ranks):
     def sampler() -> EpochSampler:
         return EpochSampler(
-            *(np.arange(300), 5, 63),
+            *(np.arange(300), 5 * n_ranks, 63),
             augment=True,
             rank=n_ranks - 1,
             n_ranks=n_ranks,
@@ -454,9 +471,13 @@ def loader(
     seed: int = 1,
     shuffle: str = "full",
     block_rows: int = 10,
+    n_ranks: int = 1,
 ) -> StampLoader:
     sampler = EpochSampler(
-        np.arange(n_rows), batch_size, seed, shuffle=shuffle, block_rows=block_rows
+        *(np.arange(n_rows), batch_size, seed),
+        shuffle=shuffle,
+        block_rows=block_rows,
+        n_ranks=n_ranks,
     )
     return StampLoader(dataset, sampler)
 
@@ -466,6 +487,21 @@ def test_a_loader_takes_back_its_own_state(dataset):
         state = loader(dataset, shuffle=shuffle).state_dict()
         assert all(type(value) in (int, str) for value in state.values())
         loader(dataset, shuffle=shuffle).load_state_dict(state)
+
+
+def test_an_epoch_goes_on_with_other_ranks_where_its_batches_stay_the_same(dataset):
+    half, block = {"batch_size": 6, "n_ranks": 2}, {"shuffle": "block"}
+    alone = loader(dataset, batch_size=6)
+    alone.load_state_dict(loader(dataset, **half).state_dict())
+    loader(dataset, **half).load_state_dict(alone.state_dict())
+    # of blocks each rank has its own: only a whole epoch can be another one's
+    state = loader(dataset, **half, **block).state_dict()
+    between, within = (loader(dataset, batch_size=6, **block) for _ in range(2))
+    between.sampler.resume_at(3, 0)
+    between.load_state_dict(state)
+    within.sampler.resume_at(3, 1)
+    with pytest.raises(InputError, match=r"n_ranks was 2, is 1.*trainer\.devices"):
+        within.load_state_dict(state)
 
 
 def test_a_state_from_before_there_were_blocks_is_that_of_a_full_shuffle(dataset):

@@ -29,7 +29,15 @@ from vae_astro.data.store.store import StampStore
 from vae_astro.errors import InputError
 from vae_astro.settings import check_choice
 
-__all__ = ["Batch", "Draw", "EpochSampler", "InOrder", "StampDataset", "StampLoader"]
+__all__ = [
+    "Batch",
+    "Draw",
+    "EpochSampler",
+    "InOrder",
+    "StampDataset",
+    "StampLoader",
+    "share_of_batch",
+]
 
 Batch = dict[str, Tensor]
 """``image``, ``mask``, ``noise`` (B, C, H, W) and ``index`` (B,): see `StampDataset`."""
@@ -107,27 +115,61 @@ def _kernel_settings(normalizer: Normalizer, n_bands: int) -> KernelSettings:
     )
 
 
+def share_of_batch(batch_size: int, n_ranks: int) -> int:
+    """Stamps that each of ``n_ranks`` processes has of a batch.
+
+    Raises
+    ------
+    InputError
+        If they cannot have equal parts.
+    """
+    if batch_size % n_ranks:
+        nearest = max(n_ranks, round(batch_size / n_ranks) * n_ranks)
+        raise InputError(
+            f"a batch of {batch_size} stamps cannot be shared equally by {n_ranks} processes; set "
+            f"data.batch_size={nearest}, or other trainer.devices"
+        )
+    return batch_size // n_ranks
+
+
 class EpochSampler(Sampler[Draw]):
     """Shuffled batches of one epoch, a pure function of (seed, epoch).
+
+    A batch is shared by the ranks, which have equal parts of it. With ``full`` it holds the same
+    rows in the same poses however many share it, each having those of one contiguous part; with
+    ``block`` each rank has blocks of its own, and what makes a batch changes with their number.
 
     Parameters
     ----------
     rows : ndarray, shape (N,), int64
         Rows of the store to draw from.
     batch_size : int
-        Stamps in a batch, per rank. The last, smaller batch is dropped unless it is the only one.
+        Stamps in a batch, over all ranks; as many as there are, where there are fewer. The last,
+        smaller batch is dropped.
     seed : int
         Of the order and of the symmetries.
     augment : bool
         Draw one of the eight symmetries for each stamp.
     rank, n_ranks : int
-        This process among those that share the epoch; their batches are disjoint.
+        This process among those that share each batch.
     shuffle : {"full", "block"}
         Mix all rows, or read blocks of them and mix those; see `BlockOrder`.
     block_rows, window_blocks : int
         Rows in a block, and blocks that are mixed together.
     will_need : callable, optional
         Told the first and last row (exclusive) of blocks that come next: `StampStore.will_need`.
+
+    Attributes
+    ----------
+    batch_size : int
+        Stamps in a batch, over all ranks.
+    share : int
+        Stamps of it that this rank draws.
+
+    Raises
+    ------
+    InputError
+        Fewer rows than ranks, or a batch that does not divide by their number.
     """
 
     def __init__(
@@ -146,15 +188,18 @@ class EpochSampler(Sampler[Draw]):
     ) -> None:
         self.rows = rows
         self.shuffle = check_choice("data.shuffle", shuffle, ("full", "block"))
-        self.n_per_rank = len(rows) // n_ranks
-        if self.n_per_rank == 0:
+        if len(rows) < n_ranks:
             raise InputError(f"{len(rows)} training stamps cannot be shared by {n_ranks} processes")
+        self.share = min(share_of_batch(batch_size, n_ranks), len(rows) // n_ranks)
+        self.n_batches = len(rows) // (self.share * n_ranks)
         if shuffle == "block":
-            self.n_per_rank = n_rows_per_rank(len(rows), n_ranks, block_rows)
+            n_per_rank = n_rows_per_rank(len(rows), n_ranks, block_rows)
+            self.share = min(self.share, n_per_rank)
+            self.n_batches = n_per_rank // self.share
         self.block_rows = block_rows
         self.window_blocks = window_blocks
         self.will_need = will_need
-        self.batch_size = min(batch_size, self.n_per_rank)
+        self.batch_size = self.share * n_ranks
         self.seed = seed
         self.augment = augment
         self.rank = rank
@@ -162,7 +207,7 @@ class EpochSampler(Sampler[Draw]):
         self.epoch = self.first_epoch = self.first_batch = 0
 
     def __len__(self) -> int:
-        return self.n_per_rank // self.batch_size
+        return self.n_batches
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before each epoch."""
@@ -183,10 +228,10 @@ class EpochSampler(Sampler[Draw]):
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.rows)
         symmetries = rng.integers(N_SYMMETRIES, size=len(order)) if self.augment else None
-        mine = slice(self.rank * self.n_per_rank, (self.rank + 1) * self.n_per_rank)
         for k in range(first, len(self)):
-            batch = slice(k * self.batch_size, (k + 1) * self.batch_size)
-            yield Draw(order[mine][batch], None if symmetries is None else symmetries[mine][batch])
+            start = k * self.batch_size + self.rank * self.share
+            mine = slice(start, start + self.share)
+            yield Draw(order[mine], None if symmetries is None else symmetries[mine])
 
     def _block_by_block(self, first: int) -> Iterator[Draw]:
         order = BlockOrder(
@@ -198,19 +243,19 @@ class EpochSampler(Sampler[Draw]):
             block_rows=self.block_rows,
             window_blocks=self.window_blocks,
         )
-        window, place = order.find(first * self.batch_size)
+        window, place = order.find(first * self.share)
         ahead = ReadAhead(order, self.rows, self.will_need or (lambda first, last: None), window)
         positions = poses = np.empty(0, dtype=np.int64)  # drawn, but not in a batch yet
         for _ in range(first, len(self)):
-            while len(positions) < self.batch_size:
+            while len(positions) < self.share:
                 ahead.begin(window)
                 mixed, rng = order.window(window)
                 turns = rng.integers(N_SYMMETRIES, size=len(mixed))
                 positions = np.concatenate([positions, mixed[place:]])
                 poses = np.concatenate([poses, turns[place:]])
                 window, place = window + 1, 0
-            batch, positions = np.split(positions, [self.batch_size])
-            pose, poses = np.split(poses, [self.batch_size])
+            batch, positions = np.split(positions, [self.share])
+            pose, poses = np.split(poses, [self.share])
             ahead.advance(1 - len(positions) / len(mixed))
             yield Draw(self.rows[batch], pose if self.augment else None)
 
@@ -226,7 +271,7 @@ class InOrder(Sampler[Draw]):
     rows : ndarray, shape (N,), int64
         Rows of the store.
     batch_size : int
-        Stamps in a batch.
+        Stamps in a batch of one rank.
     rank, n_ranks : int
         This process takes every ``n_ranks``-th row.
     """
@@ -290,6 +335,8 @@ class StampLoader(DataLoader[Batch]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Refuse to go on in the middle of an epoch that would hold other batches.
 
+        The number of ranks may change where it changes no batch, and between epochs.
+
         Raises
         ------
         InputError
@@ -298,10 +345,24 @@ class StampLoader(DataLoader[Batch]):
         now = self.state_dict()
         if state:  # written before there were others
             state = {"shuffle": "full", **state}
-        changed = {key: (was, now.get(key)) for key, was in state.items() if now.get(key) != was}
+        free = self._free_to_change()
+        changed = {
+            key: (was, now.get(key))
+            for key, was in state.items()
+            if now.get(key) != was and key not in free
+        }
         if changed:
             listed = ", ".join(f"{key} was {was}, is {is_}" for key, (was, is_) in changed.items())
             raise InputError(
                 f"cannot resume in the middle of an epoch: {listed}; use the same data, "
-                "data.batch_size, data.shuffle and seed, or start from the weights with init_from="
+                "data.batch_size, data.shuffle and seed (with data.shuffle=block the same "
+                "trainer.devices too), or start from the weights with init_from="
             )
+
+    def _free_to_change(self) -> tuple[str, ...]:
+        sampler = self.sampler
+        if not isinstance(sampler, EpochSampler):
+            return ()
+        if sampler.shuffle == "full":
+            return ("n_ranks",)
+        return () if sampler.first_batch else ("n_ranks", "n_batches")

@@ -13,7 +13,15 @@ from lightning import LightningDataModule
 
 from vae_astro.data.ahead import AheadLoader
 from vae_astro.data.augment import N_SYMMETRIES
-from vae_astro.data.batches import Batch, Draw, EpochSampler, InOrder, StampDataset, StampLoader
+from vae_astro.data.batches import (
+    Batch,
+    Draw,
+    EpochSampler,
+    InOrder,
+    StampDataset,
+    StampLoader,
+    share_of_batch,
+)
 from vae_astro.data.labels import read_labels
 from vae_astro.data.normalize import Normalizer
 from vae_astro.data.resident import (
@@ -70,7 +78,7 @@ class StampDataModule(LightningDataModule):
     classes : sequence of str, optional
         Labels that count; stamps with another count as unlabelled.
     batch_size : int, optional
-        Stamps in a batch, per process; `CPU_BATCH` if absent.
+        Stamps in a batch, over all processes; `CPU_BATCH` if absent.
     val_fraction, test_fraction : float
         Shares of the objects that are held out. All stamps of one object stay together.
     augment : bool
@@ -185,18 +193,22 @@ class StampDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the store and split its rows by object."""
         if not hasattr(self, "store"):
-            self.store = self.open()
-            self.train_rows, self.val_rows, self.test_rows = split_rows(
-                self.store.object_hashes,
-                self.val_fraction,
-                self.test_fraction,
+            self.use(self.open())
+
+    def use(self, store: StampStore) -> None:
+        """Take a store that is open, and split its rows by object."""
+        self.store = store
+        self.train_rows, self.val_rows, self.test_rows = split_rows(
+            self.store.object_hashes,
+            self.val_fraction,
+            self.test_fraction,
+        )
+        if not (len(self.train_rows) and len(self.val_rows)):
+            raise InputError(
+                f"{len(self.store)} stamps split into {len(self.train_rows)} for training and "
+                f"{len(self.val_rows)} for validation; both need at least one: give more "
+                "stamps or change data.val_fraction"
             )
-            if not (len(self.train_rows) and len(self.val_rows)):
-                raise InputError(
-                    f"{len(self.store)} stamps split into {len(self.train_rows)} for training and "
-                    f"{len(self.val_rows)} for validation; both need at least one: give more "
-                    "stamps or change data.val_fraction"
-                )
 
     def open(self) -> StampStore:
         """The store of the stamps, packed first where needed; ``root`` may be a store itself."""
@@ -248,7 +260,9 @@ class StampDataModule(LightningDataModule):
 
     def val_dataloader(self) -> StampLoader:
         """Validation stamps in order, never augmented."""
-        return self._loader(InOrder(self.val_rows, self.batch_size, *self._ranks()))
+        rank, n_ranks = self._ranks()
+        share = share_of_batch(self.batch_size, n_ranks)
+        return self._loader(InOrder(self.val_rows, share, rank, n_ranks))
 
     def in_order(self, rows: np.ndarray, on_device: bool = False) -> StampLoader:
         """Chosen rows of the store in order, unaugmented, all of them on every process.
@@ -281,11 +295,17 @@ class StampDataModule(LightningDataModule):
                 return
 
     def steps_per_epoch(self, n_ranks: int = 1) -> int:
-        """Batches that each of ``n_ranks`` processes gets in an epoch."""
-        sampler = EpochSampler(
+        """Batches of an epoch that ``n_ranks`` processes share."""
+        return len(self._first_epoch(n_ranks))
+
+    def stamps_per_step(self, n_ranks: int = 1) -> int:
+        """Stamps in a batch that ``n_ranks`` processes share; fewer stamps are one batch."""
+        return self._first_epoch(n_ranks).batch_size
+
+    def _first_epoch(self, n_ranks: int) -> EpochSampler:
+        return EpochSampler(
             self.train_rows, self.batch_size, self.seed, n_ranks=n_ranks, shuffle=self._shuffle()
         )
-        return len(sampler)
 
     def _loader(self, sampler: EpochSampler | InOrder) -> StampLoader:
         dataset = StampDataset(self.store, self.normalizer)

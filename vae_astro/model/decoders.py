@@ -74,10 +74,10 @@ class ConvDecoder(nn.Module):
         cells = grid // GRID
         self.before = (grid - size) // 2
         self.trunk = nn.Sequential(
-            nn.Linear(latent_dim, 4 * width * cells**2),
-            nn.Unflatten(1, (4 * width, cells, cells)),
-            ResidualBlock(4 * width),
-            nn.Conv2d(4 * width, 8 * width, 1),
+            nn.Linear(latent_dim, 6 * width * cells**2),
+            nn.Unflatten(1, (6 * width, cells, cells)),
+            ResidualBlock(6 * width),
+            nn.Conv2d(6 * width, 8 * width, 1),
             nn.PixelShuffle(2),
             ResidualBlock(2 * width),
             nn.Conv2d(2 * width, 4 * width, 1),

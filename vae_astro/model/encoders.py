@@ -77,7 +77,7 @@ class ConvEncoder(nn.Module):
     n_bands, size, latent_dim : int
         C, H = W and Z.
     width : int
-        Channels at the first of three resolutions; doubled at each halving.
+        Channels at the finest of three resolutions; the others have two and six times as many.
     """
 
     def __init__(self, n_bands: int, size: int, latent_dim: int, width: int) -> None:
@@ -90,11 +90,11 @@ class ConvEncoder(nn.Module):
             ResidualBlock(width),
             nn.Conv2d(width, 2 * width, 2, stride=2),
             ResidualBlock(2 * width),
-            nn.Conv2d(2 * width, 4 * width, 2, stride=2),
-            ResidualBlock(4 * width),
+            nn.Conv2d(2 * width, 6 * width, 2, stride=2),
+            ResidualBlock(6 * width),
             nn.SiLU(),
         )
-        self.head = nn.Linear(4 * width * (grid // GRID) ** 2, 2 * latent_dim)
+        self.head = nn.Linear(6 * width * (grid // GRID) ** 2, 2 * latent_dim)
         _start_near_the_prior(self.head)
 
     def forward(self, image: Tensor) -> DiagonalGaussian:

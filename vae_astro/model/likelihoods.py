@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from vae_astro.errors import InputError
 from vae_astro.model.continuous_bernoulli import langevin, log_sinhc
+from vae_astro.ranks import gather, sum_over_ranks
 from vae_astro.settings import check_choice, check_number
 
 __all__ = [
@@ -155,12 +155,11 @@ class _Scale(nn.Module):
     def observe(self, residual: Tensor, mask: Tensor) -> None:
         """Fold in the squared ``residual`` (B, C, H, W) of the good pixels."""
         if self.learn == "gradient":
-            self.start(lambda: self.settle(residual, mask))
+            self.start(lambda: self.settle(gather(residual), gather(mask)))
             return
         squared = residual.square().where(mask, residual.new_zeros(()))
         totals = torch.stack([squared.sum((0, 2, 3)), mask.to(residual.dtype).sum((0, 2, 3))])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(totals)
+        totals = sum_over_ranks(totals)
         mean_square = (totals[0] / totals[1].clamp(min=1)).clamp(min=self.FLOOR)
         # a plain average until the window is full, so that the first batches are not half forgotten
         observed = (totals[1] > 0) & torch.isfinite(totals[0])
@@ -174,13 +173,13 @@ class _Scale(nn.Module):
 
     @torch.no_grad()
     def start(self, settle: Callable[[], None]) -> None:
-        """At the first batch take the best scale: from 1, Adam would need thousands of steps."""
+        """At the first batch take the best scale: from 1, Adam would need thousands of steps.
+
+        ``settle`` is to look at the whole batch, not only at the part that this process has.
+        """
         if self.started:
             return
         settle()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self.log_std.data)
-            self.log_std.div_(dist.get_world_size())
         self.n_updates += 1
         self._known_to_have_started = True
 
@@ -335,7 +334,7 @@ class StudentT(Likelihood):
 
     def observe(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
         """See `Likelihood`; the first batch gives the scale that the gradient starts from."""
-        self.scale.start(lambda: self.settle(image, output, mask, noise))
+        self.scale.start(lambda: self.settle(*map(gather, (image, output, mask, noise))))
 
     @torch.no_grad()
     def settle(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:

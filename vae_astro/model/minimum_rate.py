@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from vae_astro.model.posterior import DiagonalGaussian
+from vae_astro.ranks import mean_over_ranks, n_ranks
 
 __all__ = ["MinimumRate"]
 
@@ -37,10 +38,10 @@ class MinimumRate(nn.Module):
 
     Guaranteed: over each training batch of two stamps and more, the mean KL from a unit Gaussian is
     at least ``nats / latent_dim`` in every unit, so ``nats`` in all, unless the encoder's means are
-    the same for all stamps to a part in a million. In evaluation, and in training with one
-    stamp at a time, the running mean and variance of the means take the batch's place, each stamp
-    has its own posterior whatever stands beside it, and the floor holds as far as they describe the
-    stamps.
+    the same for all stamps to a part in a million; a batch that processes share counts as a whole.
+    In evaluation, and in training with one stamp at a time, the running mean and variance of the
+    means take the batch's place, each stamp has its own posterior whatever stands beside it, and
+    the floor holds as far as they describe the stamps.
 
     Not guaranteed: that the decoder listens to a unit, that what a unit is made to vary with is
     worth knowing (it may be noise), or that the ELBO gains by it. All units share the floor alike,
@@ -78,10 +79,9 @@ class MinimumRate(nn.Module):
         """The posterior (B, Z) with its rate raised; in training the running figures move."""
         mean, log_var = posterior.mean, posterior.log_var
         if self.training:
-            self._observe(mean.detach())
-        if self.training and len(mean) > 1:
-            var, centre = torch.var_mean(mean, dim=0, correction=0)
-        else:
+            var, centre = _var_mean(mean)
+            self._observe(var.detach(), centre.detach())
+        if not self.training or len(mean) * n_ranks() == 1:
             # clones: the next batch moves the running figures before a late backward pass
             var, centre = self.running_var.clone(), self.running_mean.clone()
         std = var.clamp(min=self.SMALLEST_STD**2).sqrt()
@@ -91,12 +91,11 @@ class MinimumRate(nn.Module):
         return DiagonalGaussian(centre + widening * (mean - centre), capped)
 
     @torch.no_grad()
-    def _observe(self, mean: Tensor) -> None:
-        """Fold a batch of means (B, Z) into the running mean and variance; B may be 1."""
+    def _observe(self, var: Tensor, centre: Tensor) -> None:
+        """Fold variance and mean (Z,) of a batch of means into the running ones."""
         self.n_updates += 1
         # a plain average until the window is full
         new = torch.clamp(1 / self.n_updates, min=1 - self.momentum)
-        var, centre = torch.var_mean(mean, dim=0, correction=0)
         # what is not finite would stay in the running figures for good
         finite = torch.isfinite(centre + var)
         centre = torch.where(finite, centre, self.running_mean)
@@ -107,3 +106,12 @@ class MinimumRate(nn.Module):
 
     def extra_repr(self) -> str:
         return f"least_std={self.least_std:.3g}, highest_log_var={self.highest_log_var:.3g}"
+
+
+def _var_mean(mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance and mean (Z,) of the means (B, Z) of the whole batch, whoever has its stamps."""
+    if n_ranks() == 1:
+        var, centre = torch.var_mean(mean, dim=0, correction=0)
+        return var, centre
+    centre = mean_over_ranks(mean.mean(dim=0))
+    return mean_over_ranks((mean - centre).square().mean(dim=0)), centre

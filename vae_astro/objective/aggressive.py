@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from vae_astro.errors import InputError
@@ -125,7 +124,7 @@ class AggressiveInference:
             state.decoder_learns = False
         else:
             state.encoder_steps += 1
-            state.window.append(_over_all_processes(loss))
+            state.window.append(loss)
             state.decoder_learns = self._stops_improving()
         if progress >= self.max_fraction:
             self._stop("its share of the run is over")
@@ -164,15 +163,6 @@ class AggressiveInference:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
         self._state = _State(**{**state, "window": list(state["window"])})
-
-
-def _over_all_processes(loss: float | Tensor) -> float | Tensor:
-    """The mean of a tensor over the processes that train together."""
-    if isinstance(loss, Tensor) and dist.is_available() and dist.is_initialized():
-        loss = loss.clone()
-        dist.all_reduce(loss)
-        loss = loss / dist.get_world_size()
-    return loss
 
 
 def _read(window: list[float | Tensor]) -> list[float]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vae_astro.objective.beta import RatePenalty
+from vae_astro.ranks import mean_over_ranks
 
 __all__ = ["Elbo"]
 
@@ -45,9 +46,12 @@ class Elbo:
 
         With free bits each unit's batch-mean KL counts as at least ``free_bits_nats``
         (Kingma et al. 2016); with a capacity C the penalty is ``beta * |KL - C|``
-        (Burgess et al. 2018).
+        (Burgess et al. 2018). Both look at the KL of the whole batch where processes share it; the
+        mean of this scalar over them is then the loss of the whole batch.
         """
         kl_per_unit = self.kl_per_unit.mean(dim=0)
+        if penalty.free_bits_nats > 0 or penalty.capacity_nats is not None:
+            kl_per_unit = mean_over_ranks(kl_per_unit)
         if penalty.free_bits_nats > 0:
             kl_per_unit = kl_per_unit.clamp(min=penalty.free_bits_nats)
         rate = kl_per_unit.sum()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vae_astro.errors import InputError
+from vae_astro.ranks import gather
 from vae_astro.settings import check_number
 
 __all__ = ["Geco", "chi2_per_pixel"]
@@ -122,8 +123,8 @@ class Geco:
     def observe(self, chi2: Tensor) -> None:
         """Move beta by a batch's chi-squared per pixel, shape (B,), of any precision.
 
-        Processes that train together move as one. An infinite median counts as any that is far
-        from the target; a batch with a NaN is passed over.
+        Processes that train together move as one, by the median over the whole batch. An infinite
+        median counts as any that is far from the target; a batch with a NaN is passed over.
         """
         self.state = self.moved(self.state_on(chi2.device), chi2)
 
@@ -137,11 +138,9 @@ class Geco:
         chi2 : Tensor, shape (B,)
             Of the batch, on the same device.
         """
-        median = _median(chi2.float().clamp(max=1e30))  # between infinities lies NaN
+        whole = gather(chi2).float()
+        median = _median(whole.clamp(max=1e30))  # between infinities lies NaN
         constraint = ((median - self.target_chi2) / self.tolerance).clamp(-1, 1)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(constraint)
-            constraint = constraint / torch.distributed.get_world_size()
         beta, average, n_seen = state.unbind()
         n_seen = n_seen + 1
         # a plain average until the window is full: the first batch alone decides the first step
