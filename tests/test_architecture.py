@@ -20,7 +20,7 @@ STOREYS = [
     {"collapse", "evaluate", "checkpoint"},
     {"report", "catalogue"},
     {"training"},
-    {"run"},
+    {"run", "embed"},
 ]
 """Rooms from the ground up. A room sees itself and the storeys below, not its neighbours."""
 

@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,17 @@ from vae_astro.report.callbacks import StampPanels
 from vae_astro.settings import check_bool, check_choice, check_int, check_number
 from vae_astro.vae import VAE
 
-__all__ = ["Attempt", "Pace", "fit", "new_attempt", "new_vae", "rescue", "set_length"]
+__all__ = [
+    "Attempt",
+    "Pace",
+    "fit",
+    "new_attempt",
+    "new_trainer",
+    "new_vae",
+    "progress_bar",
+    "rescue",
+    "set_length",
+]
 
 USUAL_STEPS = 1500
 """Optimiser steps of a run whose length is not given, ..."""
@@ -105,8 +115,7 @@ def new_attempt(
         BestCheckpoint(checkpoints),
     ]
     if check_bool("callbacks.progress", chosen["progress"]):
-        # a terminal is redrawn often, a batch log gets a line now and then
-        callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50))
+        callbacks.append(progress_bar())
     # steps go back in a rescue: its curves lie beside those of the run that collapsed
     version = f"rescue_{len(rescues)}" if rescues else ""
     trainer = _new_trainer(settings, run_dir, callbacks, version)
@@ -115,10 +124,34 @@ def new_attempt(
     return Attempt(settings, trainer, monitor, panels)
 
 
+def progress_bar() -> TQDMProgressBar:
+    """Redrawn often on a terminal; a batch log gets a line now and then."""
+    return TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50)
+
+
 def _new_trainer(
     settings: dict[str, Any], run_dir: Path, callbacks: list[Callback], version: str
 ) -> Trainer:
-    options = dict(settings["trainer"])
+    return new_trainer(
+        settings["trainer"],
+        plugins=[AtomicCheckpoints()],
+        callbacks=callbacks,
+        logger=TensorBoardLogger(run_dir, name="", version=version, default_hp_metric=False),
+        default_root_dir=run_dir,
+        enable_progress_bar=settings["callbacks"]["progress"],
+        log_every_n_steps=1,  # the model itself decides at which steps it logs
+    )
+
+
+def new_trainer(options: Mapping[str, Any], **parts: Any) -> Trainer:
+    """A trainer of the settings of the group ``trainer``, and of what it works with.
+
+    Raises
+    ------
+    InputError
+        A setting out of range, or one that this machine cannot do.
+    """
+    options = dict(options)
     for key in ("max_epochs", "check_val_every_n_epoch"):
         if options[key] is None:
             options[key] = 1  # set when the data are known: see set_length
@@ -133,13 +166,8 @@ def _new_trainer(
     try:
         return Trainer(
             **options,
-            plugins=[AtomicCheckpoints()],
-            callbacks=callbacks,
-            logger=TensorBoardLogger(run_dir, name="", version=version, default_hp_metric=False),
-            default_root_dir=run_dir,
-            enable_progress_bar=settings["callbacks"]["progress"],
+            **parts,
             enable_model_summary=False,
-            log_every_n_steps=1,  # the model itself decides at which steps it logs
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the sampler shares out the stamps itself
         )

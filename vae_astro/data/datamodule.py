@@ -14,6 +14,7 @@ from vae_astro.data.augment import N_SYMMETRIES
 from vae_astro.data.batches import Batch, Draw, EpochSampler, InOrder, StampDataset, StampLoader
 from vae_astro.data.labels import read_labels
 from vae_astro.data.normalize import Normalizer
+from vae_astro.data.one_pass import SPLITS, OnePass, Pass
 from vae_astro.data.simulate import simulate
 from vae_astro.data.store.layout import is_store
 from vae_astro.data.store.settings import packer_from
@@ -148,6 +149,8 @@ class StampDataModule(LightningDataModule):
         self.simulation_seed = check_int("data.simulation_seed", simulation_seed, minimum=0)
         self.progress = progress
         self._labels: np.ndarray | None = None
+        self.predicted = Pass()
+        """What `predict_dataloader` goes through."""
 
     def prepare_data(self) -> None:
         """Draw the simulated stamps and pack the store, where that is not done yet."""
@@ -167,6 +170,8 @@ class StampDataModule(LightningDataModule):
         """Open the store and split its rows by object."""
         if not hasattr(self, "store"):
             self.store = self.open()
+        # a few stamps are enough to embed, and of all of them no split is needed
+        if stage != "predict" and not hasattr(self, "train_rows"):
             self.train_rows, self.val_rows, self.test_rows = split_rows(
                 self.store.object_hashes,
                 self.val_fraction,
@@ -230,6 +235,18 @@ class StampDataModule(LightningDataModule):
     def val_dataloader(self) -> StampLoader:
         """Validation stamps in order, never augmented."""
         return self._loader(InOrder(self.val_rows, self.batch_size, *self._ranks()))
+
+    def predict_dataloader(self) -> OnePass:
+        """Stamps of `predicted` in the order of the store; every process goes through a stretch."""
+        sampler = InOrder(self.predicted_rows(), self.predicted.batch_size, *self._ranks())
+        return OnePass(self._loader(sampler), self.store, self.predicted.columns)
+
+    def predicted_rows(self) -> np.ndarray:
+        """Rows of the store that `predicted` names, ascending."""
+        if self.predicted.split == "all":
+            return np.arange(len(self.store))
+        split = split_rows(self.store.object_hashes, self.val_fraction, self.test_fraction)
+        return dict(zip(SPLITS[1:], split, strict=True))[self.predicted.split]
 
     def in_order(self, rows: np.ndarray) -> StampLoader:
         """Chosen rows of the store in order, unaugmented, all of them on every process."""
