@@ -12,6 +12,7 @@ import fcntl
 import glob
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,9 +43,9 @@ __all__ = [
 
 PROVENANCE = b"vae_astro"
 """Key of the schema's metadata under which the settings stand, as JSON."""
-ROW_GROUP_BYTES = 1 << 25
+ROW_GROUP_BYTES = 1 << 23
 """Bytes of a row group, about: what is held in memory before it is written."""
-MOST_ROWS_IN_GROUP = 1 << 16
+MOST_ROWS_IN_GROUP = 1 << 14
 IDENTITY_BYTES = 256
 """Bytes of the names of one stamp, about."""
 MOST_WAITING = 4
@@ -276,6 +277,8 @@ class CatalogueWriter(Callback):
     ----------
     n_written : int
         Rows of the catalogue, on the first process, once it is whole.
+    seconds : float
+        From the first batch to then.
     """
 
     def __init__(
@@ -287,6 +290,8 @@ class CatalogueWriter(Callback):
     ) -> None:
         self.out = out
         self.n_written = 0
+        self.seconds = 0.0
+        self._began = 0.0
         self._schema = schema
         self._identity = identity
         self._n_rows = n_rows
@@ -297,6 +302,8 @@ class CatalogueWriter(Callback):
             _remove_parts(self.out, trainer.world_size)
         path = part_path(self.out, trainer.global_rank)
         self._part = Part(path, self._schema, self._identity)
+        _wait_for_all(trainer)  # one that fails here leaves no part that another begins later
+        self._began = time.perf_counter()
 
     def on_predict_batch_end(
         self,
@@ -317,7 +324,7 @@ class CatalogueWriter(Callback):
         self._part.finish()
         if not trainer.is_global_zero:
             self._part.close()
-        trainer.strategy.barrier("every part is written")
+        _wait_for_all(trainer)
         if not trainer.is_global_zero:
             return
         for rank in range(1, trainer.world_size):
@@ -330,6 +337,7 @@ class CatalogueWriter(Callback):
         self._part.close()
         os.replace(self._part.path, self.out)
         self.n_written = self._part.n_rows
+        self.seconds = time.perf_counter() - self._began
         _remove_parts(self.out)
 
     def on_exception(
@@ -340,11 +348,21 @@ class CatalogueWriter(Callback):
         _remove_parts(self.out)  # the other processes may be killed before they can
 
 
+def _wait_for_all(trainer: Trainer) -> None:
+    try:
+        trainer.strategy.barrier()
+    except RuntimeError as error:
+        raise InputError(
+            "another of the processes that make the catalogue has ended before its time; it says "
+            "why, and nothing was written"
+        ) from error
+
+
 def _remove_parts(out: Path, first_rank: int = 0) -> None:
     """Remove the parts of a catalogue from a rank on."""
     for path in out.parent.glob(f"{glob.escape(out.stem)}.part-*.parquet"):
         rank = path.stem.rpartition("-")[2]
-        if rank.isdecimal() and int(rank) >= first_rank:
+        if rank.isdecimal() and int(rank) >= first_rank and path.is_file():
             path.unlink(missing_ok=True)
 
 

@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ class Embedded:
     n_stamps, latent_dim : int
         Its rows, and the length of its codes.
     seconds : float
-        Of the pass, without reading the stamps into a store.
+        Of the pass, from its first batch to the finished file.
     """
 
     out: Path
@@ -136,11 +135,10 @@ def embed(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Embedde
     )
     writer = CatalogueWriter(out, schema, _Identity(datamodule), n_stamps)
     trainer.callbacks.append(writer)  # type: ignore[attr-defined]  # set by a connector
-    began = time.perf_counter()
     _predict(trainer, vae, datamodule)
     if not trainer.is_global_zero:
         return None
-    return Embedded(out, writer.n_written, vae.latent_dim, time.perf_counter() - began)
+    return Embedded(out, writer.n_written, vae.latent_dim, writer.seconds)
 
 
 def data_settings(
