@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -167,12 +167,12 @@ class Part:
         self._batches: list[dict[str, np.ndarray]] = []
         self._waiting: deque[Future[None]] = deque()
         try:
-            self._file = _open_alone(path)
+            self._lock = _lock(path)
+            self._parquet = pq.ParquetWriter(
+                path, schema, compression="zstd", use_dictionary=["object_id", "label"]
+            )
         except OSError as error:
             raise _cannot_write(path, error) from error
-        self._parquet = pq.ParquetWriter(
-            self._file, schema, compression="zstd", use_dictionary=["object_id", "label"]
-        )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalogue")
 
     def add(self, columns: Mapping[str, Tensor]) -> None:
@@ -203,8 +203,7 @@ class Part:
         """Have the file complete and on the disk."""
         try:
             self._parquet.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            os.fsync(self._lock.fileno())
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         self._release()
@@ -216,10 +215,10 @@ class Part:
 
     def _release(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
-        with suppress(OSError, pa.ArrowException, ValueError):  # on a full disk; it is thrown away
+        with suppress(OSError, pa.ArrowException):  # a full disk: the file is thrown away
             self._parquet.close()
-        with suppress(OSError):
-            self._file.close()
+        self._parquet.is_open = False  # or it tries again when it is forgotten
+        self._lock.close()
 
     def _check(self, written: Future[None]) -> None:
         try:
@@ -373,8 +372,8 @@ def _array(values: np.ndarray, kind: pa.DataType) -> pa.Array:
     return pa.array(values, kind)
 
 
-def _open_alone(path: Path) -> Any:
-    """A file to write from its start, which no other process is writing."""
+def _lock(path: Path) -> IO[bytes]:
+    """A file that no other process may open this way until this one closes it."""
     file = path.open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -385,11 +384,9 @@ def _open_alone(path: Path) -> Any:
         ) from error
     except OSError:  # a file system without locks
         pass
-    file.truncate(0)
     return file
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"cannot write {path}: {error.strerror or error}; free space there or choose another out="
-    )
+    reason = os.strerror(error.errno) if error.errno else error
+    return InputError(f"cannot write {path}: {reason}; free space there or choose another out=")
