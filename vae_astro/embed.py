@@ -35,13 +35,13 @@ from vae_astro.settings import check_bool, check_int, check_text
 from vae_astro.training import new_trainer, progress_bar
 from vae_astro.vae import VAE
 
-__all__ = ["Embedded", "data_settings", "embed", "quick_batch"]
+__all__ = ["Embedded", "data_settings", "embed", "quick_batch", "refuse_other_stamps"]
 
 BATCH_BYTES = {"cpu": 1 << 21, "other": 1 << 26}
 """Pixels in a batch: what stays in the caches of a core, and what keeps an accelerator busy."""
 BATCH_ROWS = (16, 8192)
 """Fewest and most stamps in it."""
-GENERIC_BAND = re.compile(r"band\\d+")
+GENERIC_BAND = re.compile(r"band\d+")
 
 log = logging.getLogger(__name__)
 
