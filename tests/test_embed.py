@@ -372,10 +372,11 @@ def test_embedding_is_at_least_three_times_as_fast_as_training(tmp_path: Path) -
     stamps_per_second_of_training()  # the first of each compiles and fills caches
     stamps_per_second_of_embedding()
     rounds = [(stamps_per_second_of_training(), stamps_per_second_of_embedding()) for _ in range(3)]
-    assert np.median([embedding / training for training, embedding in rounds]) > 3
+    assert np.median([embedding / training for training, embedding in rounds]) > 3, rounds
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux knows the peak")
 def test_memory_does_not_grow_with_the_number_of_stamps(sky: Path, tmp_path: Path) -> None:
     """Of 5,000 and of 50,000 stamps, 80 MB of pixels apart."""
     peaks = []
@@ -389,9 +390,10 @@ def test_memory_does_not_grow_with_the_number_of_stamps(sky: Path, tmp_path: Pat
         StampDataModule(**composed(*typed)["data"] | {"size": SIZE, "normalize": {}},
                         progress=False).open()  # fmt: skip
         code = (
-            "import resource, runpy, sys; sys.argv = sys.argv[1:]\n"
+            "import runpy, sys; sys.argv = sys.argv[1:]\n"
             "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-            "print('MiB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
+            # getrusage would give the peak of the parent, if that was larger
+            "print([line for line in open('/proc/self/status') if 'VmHWM' in line])"
         )
         done = subprocess.run(
             [sys.executable, "-c", code, str(ROOT / "scripts" / "embed.py"), "progress=false",
@@ -399,7 +401,8 @@ def test_memory_does_not_grow_with_the_number_of_stamps(sky: Path, tmp_path: Pat
             capture_output=True, text=True, timeout=240, cwd=tmp_path, check=True,
         )  # fmt: skip
         assert f"{n_stamps} stamps embedded" in done.stdout
-        peaks.append(int(done.stdout.split("MiB")[1]))
+        (peak_kb,) = re.findall(r"VmHWM:\D*(\d+)", done.stdout)
+        peaks.append(int(peak_kb) // 1024)
     assert peaks[1] - peaks[0] < 45, peaks
 
 
