@@ -337,6 +337,7 @@ def test_a_stopped_pass_leaves_the_earlier_catalogue_and_nothing_else(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec", "ignore:.*does not have many workers")
 def test_embedding_is_at_least_three_times_as_fast_as_training(tmp_path: Path) -> None:
     """Both by the trainer, on the same stamps and network, in turn; the median of three rounds."""
     rng = np.random.default_rng(0)
