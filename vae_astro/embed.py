@@ -169,7 +169,8 @@ def data_settings(
                 f"data.root={data['root']}: the run was trained on simulated stamps; say what lies "
                 "there, for example data=fits"
             )
-    normalize, size = dict(vae.hparams["normalize"] or {}), vae.stamp_shape[1]
+    normalize = dict(vae.hparams["normalize"] or {})
+    size: int | None = vae.stamp_shape[1]
     wanted = {"size": size, **{f"normalize.{k}": v for k, v in vars(vae.normalizer).items()}}
     found = {"size": given.get("size")}
     found |= {f"normalize.{k}": v for k, v in (given.get("normalize") or {}).items()}
@@ -179,6 +180,9 @@ def data_settings(
                 f"data.{key}={found.get(key)}, but the checkpoint was trained with {wanted[key]}, "
                 "and that is what its stamps are brought to: leave this key away"
             )
+    of_the_run = run is not None and "data" not in typed and "root" not in keys
+    if of_the_run and run["data"].get("size") is None:
+        size = None  # as the run had it, or the same stamps would be packed a second time
     return {**data, "size": size, "normalize": normalize}
 
 
