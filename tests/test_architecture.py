@@ -22,7 +22,7 @@ STOREYS = [
     {"collapse", "evaluate", "checkpoint", "acceleration", "faults"},
     {"report", "catalogue", "processes"},
     {"training"},
-    {"run"},
+    {"run", "embed"},
 ]
 """Rooms from the ground up. A room sees itself and the storeys below, not its neighbours."""
 

@@ -24,6 +24,7 @@ __all__ = [
     "choose",
     "keep_freed_memory",
     "look",
+    "take",
 ]
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -148,6 +149,15 @@ def batch_size_for(machine: Machine, n_stamps: int, n_ranks: int = 1) -> int:
         most = max(10 * n_stamps // FEWEST_STEPS, 1)
         size = min(max(2 ** (most.bit_length() - 1), CPU_BATCH), LARGEST_BATCH)
     return -(-size // n_ranks) * n_ranks
+
+
+def take(options: Mapping[str, Any]) -> tuple[Machine, Setup]:
+    """Look at the machine, choose, and set this process up as chosen; see `choose`."""
+    machine = look(options["accelerator"])
+    setup = choose(options, machine)
+    torch.set_num_threads(setup.n_threads)
+    keep_freed_memory()
+    return machine, setup
 
 
 def keep_freed_memory() -> None:

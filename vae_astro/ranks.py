@@ -62,9 +62,7 @@ class _Mean(torch.autograd.Function):
 
 @torch.no_grad()
 def gather(values: Tensor) -> Tensor:
-    """Rows of all processes, one of each in turn.
-
-    That is the order in which one process has them, where each takes every n-th (`InOrder`).
+    """Rows of all processes, one after the other: as one process has them (`InOrder`).
 
     Parameters
     ----------
@@ -88,8 +86,8 @@ def gather(values: Tensor) -> Tensor:
     padded[: len(rows)] = rows
     everyone = [torch.empty_like(padded) for _ in range(n)]
     dist.all_gather(everyone, padded)
-    there = torch.arange(most, device=size.device)[:, None] < size  # (most, n)
-    return torch.stack(everyone, dim=1)[there].to(values.dtype)
+    parts = (part[:length] for part, length in zip(everyone, size.tolist(), strict=True))
+    return torch.cat(list(parts)).to(values.dtype)
 
 
 class Alarm:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from vae_astro.collapse.rescue import Plan, changes
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
 from vae_astro.faults import FiniteGuard
-from vae_astro.hardware import Machine, Setup, choose, keep_freed_memory, look
+from vae_astro.hardware import Machine, Setup, take
 from vae_astro.model.micro_batches import micro_batch_size
 from vae_astro.processes import strategy_of
 from vae_astro.report.callbacks import ProgressBar, StampPanels
@@ -43,7 +43,17 @@ from vae_astro.settings import check_bool, check_int, check_number
 from vae_astro.stopping import exit_status, raise_if_told
 from vae_astro.vae import VAE
 
-__all__ = ["Attempt", "Pace", "fit", "new_attempt", "new_vae", "rescue", "set_length"]
+__all__ = [
+    "Attempt",
+    "Pace",
+    "fit",
+    "new_attempt",
+    "new_trainer",
+    "new_vae",
+    "progress_bar",
+    "rescue",
+    "set_length",
+]
 
 USUAL_STEPS = 1500
 """Optimiser steps of a run whose length is not given, ..."""
@@ -116,24 +126,45 @@ def new_attempt(
         BestCheckpoint(checkpoints),
     ]
     if check_bool("callbacks.progress", chosen["progress"]):
-        # a terminal is redrawn often, a batch log gets a line now and then
-        callbacks.append(ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50))
+        callbacks.append(progress_bar())
     # steps go back in a rescue: its curves lie beside those of the run that collapsed
     version = f"rescue_{len(rescues)}" if rescues else ""
-    machine = look(settings["trainer"]["accelerator"])
-    setup = choose(settings["trainer"], machine)
-    torch.set_num_threads(setup.n_threads)
-    keep_freed_memory()
+    machine, setup = take(settings["trainer"])
     trainer = _new_trainer(settings, setup, run_dir, callbacks, version)
     if monitor.action == "rescue":
         _refuse_rescue_where_it_cannot_be(settings, trainer)
     return Attempt(settings, machine, setup, trainer, monitor, panels)
 
 
+def progress_bar() -> ProgressBar:
+    """Redrawn often on a terminal; a batch log gets a line now and then."""
+    return ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50)
+
+
 def _new_trainer(
     settings: dict[str, Any], setup: Setup, run_dir: Path, callbacks: list[Callback], version: str
 ) -> Trainer:
-    options = {**settings["trainer"], "precision": setup.precision}
+    return new_trainer(
+        settings["trainer"],
+        setup,
+        plugins=[AtomicCheckpoints()],
+        callbacks=callbacks,
+        logger=Curves(run_dir, name="", version=version, default_hp_metric=False),
+        default_root_dir=run_dir,
+        enable_progress_bar=settings["callbacks"]["progress"],
+        log_every_n_steps=1,  # the model itself decides at which steps it logs
+    )
+
+
+def new_trainer(options: Mapping[str, Any], setup: Setup, **parts: Any) -> Trainer:
+    """A trainer of the settings of the group ``trainer``, as ``setup`` fills them in.
+
+    Raises
+    ------
+    InputError
+        A setting out of range, or one that this machine cannot do.
+    """
+    options = {**options, "precision": setup.precision}
     check_compile(options["compile"])
     for ours in ("channels_last", "compile", "micro_batch_size", "threads"):  # not Lightning's
         del options[ours]
@@ -152,13 +183,8 @@ def _new_trainer(
     try:
         return Trainer(
             **options,
-            plugins=[AtomicCheckpoints()],
-            callbacks=callbacks,
-            logger=Curves(run_dir, name="", version=version, default_hp_metric=False),
-            default_root_dir=run_dir,
-            enable_progress_bar=settings["callbacks"]["progress"],
+            **parts,
             enable_model_summary=False,
-            log_every_n_steps=1,  # the model itself decides at which steps it logs
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the sampler shares out the stamps itself
         )

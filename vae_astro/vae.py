@@ -138,6 +138,8 @@ class VAE(GuardedSteps):
         """For a progress bar, as of the last step that was logged."""
         self.run_settings: dict[str, Any] | None = None
         """What the run was composed of, in plain Python; travels in the checkpoint."""
+        self.predict_scores = False
+        """Whether `predict_step` asks the decoder too."""
 
     # -- the model ---------------------------------------------------------------------------
 
@@ -338,6 +340,29 @@ class VAE(GuardedSteps):
         """What training moves beside the weights, by the group of its settings."""
         parts = {"beta": self.schedule.controller, "optim": self.inference}
         return {group: part for group, part in parts.items() if part is not None}
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Columns of a catalogue for a batch; the encoder alone unless `predict_scores`.
+
+        Returns
+        -------
+        dict of str to Tensor
+            ``index`` (B,); ``latent_mean`` and ``latent_std`` (B, Z); ``kl_nats`` (B,). With
+            `predict_scores`, which needs mask and noise in the batch, the figures of `score` too,
+            each (B,): ``reconstruction_nats``, ``elbo_nats`` and ``chi2_per_pixel``.
+        """
+        columns = {"index": batch["index"]}
+        if self.predict_scores:
+            scores = self.score(batch, self.evaluation_noise(batch["index"]))
+            posterior, kl = scores.posterior, scores.elbo.kl
+            columns["reconstruction_nats"] = scores.elbo.reconstruction
+            columns["elbo_nats"] = scores.elbo.nats
+            columns["chi2_per_pixel"] = scores.chi2_per_pixel
+        else:
+            posterior = self.network.encode(batch["image"])
+            kl = self.prior.kl_per_unit(posterior).sum(dim=1)
+        columns |= {"latent_mean": posterior.mean, "latent_std": posterior.std, "kl_nats": kl}
+        return columns
 
     # -- use ---------------------------------------------------------------------------------
 

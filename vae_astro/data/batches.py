@@ -273,11 +273,12 @@ class InOrder(Sampler[Draw]):
     batch_size : int
         Stamps in a batch of one rank.
     rank, n_ranks : int
-        This process takes every ``n_ranks``-th row.
+        This process takes the ``rank``-th of ``n_ranks`` stretches, so that it reads a store in
+        sequence and the results of all, one rank after the other, are in order again.
     """
 
     def __init__(self, rows: np.ndarray, batch_size: int, rank: int = 0, n_ranks: int = 1) -> None:
-        self.rows = rows[rank::n_ranks]
+        self.rows = rows[rank * len(rows) // n_ranks : (rank + 1) * len(rows) // n_ranks]
         self.batch_size = batch_size
         n_of_all = max(len(rows) // n_ranks, min(len(self.rows), 1))
         self.n_batches = -(-n_of_all // batch_size)

@@ -24,6 +24,7 @@ from vae_astro.data.batches import (
 )
 from vae_astro.data.labels import read_labels
 from vae_astro.data.normalize import Normalizer
+from vae_astro.data.one_pass import SPLITS, OnePass, Pass
 from vae_astro.data.resident import (
     ResidentLoader,
     ResidentStamps,
@@ -175,6 +176,8 @@ class StampDataModule(LightningDataModule):
         self.simulation_seed = check_int("data.simulation_seed", simulation_seed, minimum=0)
         self.progress = progress
         self._labels: np.ndarray | None = None
+        self.predicted = Pass()
+        """What `predict_dataloader` goes through."""
 
     def prepare_data(self) -> None:
         """Draw the simulated stamps and pack the store, where that is not done yet."""
@@ -193,22 +196,24 @@ class StampDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the store and split its rows by object."""
         if not hasattr(self, "store"):
-            self.use(self.open())
+            self.use(self.open(), stage)
 
-    def use(self, store: StampStore) -> None:
+    def use(self, store: StampStore, stage: str | None = None) -> None:
         """Take a store that is open, and split its rows by object."""
         self.store = store
-        self.train_rows, self.val_rows, self.test_rows = split_rows(
-            self.store.object_hashes,
-            self.val_fraction,
-            self.test_fraction,
-        )
-        if not (len(self.train_rows) and len(self.val_rows)):
-            raise InputError(
-                f"{len(self.store)} stamps split into {len(self.train_rows)} for training and "
-                f"{len(self.val_rows)} for validation; both need at least one: give more "
-                "stamps or change data.val_fraction"
+        # a few stamps are enough to embed, and of all of them no split is needed
+        if stage != "predict" and not hasattr(self, "train_rows"):
+            self.train_rows, self.val_rows, self.test_rows = split_rows(
+                self.store.object_hashes,
+                self.val_fraction,
+                self.test_fraction,
             )
+            if not (len(self.train_rows) and len(self.val_rows)):
+                raise InputError(
+                    f"{len(self.store)} stamps split into {len(self.train_rows)} for training and "
+                    f"{len(self.val_rows)} for validation; both need at least one: give more "
+                    "stamps or change data.val_fraction"
+                )
 
     def open(self) -> StampStore:
         """The store of the stamps, packed first where needed; ``root`` may be a store itself."""
@@ -264,15 +269,25 @@ class StampDataModule(LightningDataModule):
         share = share_of_batch(self.batch_size, n_ranks)
         return self._loader(InOrder(self.val_rows, share, rank, n_ranks))
 
+    def predict_dataloader(self) -> OnePass:
+        """Stamps of `predicted` in the order of the store; every process goes through a stretch."""
+        sampler = InOrder(self.predicted_rows(), self.predicted.batch_size, *self._ranks())
+        return OnePass(self._from_host(sampler), self.store, self.predicted.columns)
+
+    def predicted_rows(self) -> np.ndarray:
+        """Rows of the store that `predicted` names, ascending."""
+        if self.predicted.split == "all":
+            return np.arange(len(self.store))
+        split = split_rows(self.store.object_hashes, self.val_fraction, self.test_fraction)
+        return dict(zip(SPLITS[1:], split, strict=True))[self.predicted.split]
+
     def in_order(self, rows: np.ndarray, on_device: bool = False) -> StampLoader:
         """Chosen rows of the store in order, unaugmented, all of them on every process.
 
         With ``on_device`` the batches may come on the device that trains, which is faster.
         """
         sampler = InOrder(rows, self.batch_size)
-        if on_device:
-            return self._loader(sampler)
-        return StampLoader(StampDataset(self.store, self.normalizer), sampler, self.n_workers)
+        return self._loader(sampler) if on_device else self._from_host(sampler)
 
     def training_sample(self, n_stamps: int) -> Iterator[Batch]:
         """Training stamps in random order as training sees them, for statistics.
@@ -316,7 +331,10 @@ class StampDataModule(LightningDataModule):
                 return ResidentLoader(self._stamps_on_device, dataset, sampler)
             if device.type == "cuda" and not self.n_workers:
                 return AheadLoader(dataset, sampler, device)
-        return StampLoader(dataset, sampler, self.n_workers)
+        return self._from_host(sampler)
+
+    def _from_host(self, sampler: EpochSampler | InOrder) -> StampLoader:
+        return StampLoader(StampDataset(self.store, self.normalizer), sampler, self.n_workers)
 
     def _is_resident(self, device: torch.device) -> bool:
         """Whether the stamps are on ``device``; the first time they are put there, if they fit."""

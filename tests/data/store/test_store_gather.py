@@ -132,3 +132,46 @@ def test_a_lot_without_a_stamp_is_no_hole_in_the_rows(tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         store.gather(np.array([3, 1])), np.stack([draw("c2"), draw("a2")])
     )
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 27), (3, 9), (5, 5), (26, 27), (9, 13)])
+def test_rows_that_were_let_go_are_there_when_asked_for(store, expected, first, last):
+    rows = np.arange(27)
+    store.gather(rows)
+    store.let_go(first, last)
+    np.testing.assert_array_equal(store.gather(rows), expected)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="Linux shows what is mapped")
+def test_rows_that_were_let_go_are_no_longer_memory_of_the_process(tmp_path):
+    root = write_stamps(tmp_path / "sky", *NAMES, shape=(2, 64, 64))
+    store = open_or_pack(root, ArrayReader(), tmp_path / "stores", progress=False)
+    store.gather(np.arange(27))
+    whole = resident_kb(store)
+    assert whole >= store.n_bytes >> 10
+    for first in range(0, 27, 3):  # what lies between the pages of two batches goes with the second
+        store.let_go(first, first + 3)
+    assert resident_kb(store) <= 4
+
+
+def resident_kb(store: StampStore) -> int:
+    """Memory of this process that maps the pixels of a store."""
+    found, ours = 0, False
+    with open("/proc/self/smaps") as file:
+        for line in file:
+            if "-" in line.split()[0]:
+                ours = str(store.path) in line and ".f32" in line
+            elif ours and line.startswith("Rss:"):
+                found += int(line.split()[1])
+    return found
+
+
+def test_identity_is_the_catalogue_of_some_rows_over_all_shards(store):
+    rows = np.array([0, 3, 4, 11, 12, 25, 26])
+    table = store.identity(rows)
+    assert table["id"].to_pylist() == [NAMES[row] for row in rows]
+    assert table.column_names == store.catalogue.column_names
+    level = store.catalogue["sky_level_band0"].to_numpy()
+    np.testing.assert_array_equal(table["sky_level_band0"].to_numpy(), level[rows])
+    with pytest.raises(IndexError):
+        store.identity(np.array([27]))

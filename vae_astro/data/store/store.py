@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 from functools import cached_property
 from pathlib import Path
@@ -168,6 +170,47 @@ class StampStore:
                 os.posix_fadvise(descriptor, *span, os.POSIX_FADV_WILLNEED)
             finally:
                 os.close(descriptor)
+
+    def let_go(self, first: int, last: int) -> None:
+        """Stop counting rows as memory of this process; they are read again where asked for.
+
+        Mapped pixels stay with a process once it has read them: without this, one pass over a store
+        ends up holding all of it.
+
+        Parameters
+        ----------
+        first, last : int
+            First and last row (exclusive).
+        """
+        if first >= last or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        advise, page = ctypes.CDLL(None).madvise, mmap.PAGESIZE
+        low, high = np.searchsorted(self.first_rows, [first, last - 1], side="right") - 1
+        for shard in range(low, high + 1):
+            pixels, n_bytes = self._maps[shard], self.manifest.form.stamp_bytes
+            begin = max(first - int(self.first_rows[shard]), 0)
+            end = min(last - int(self.first_rows[shard]), len(pixels))
+            # the page of the first row with what lies before it, but not that of the next row
+            low_page = (pixels.ctypes.data + begin * n_bytes) // page * page
+            high_page = (pixels.ctypes.data + end * n_bytes) // page * page
+            if low_page < high_page:  # advice: whatever the system makes of it, no pixel changes
+                span = ctypes.c_void_p(low_page), ctypes.c_size_t(high_page - low_page)
+                advise(*span, mmap.MADV_DONTNEED)
+
+    def identity(self, rows: np.ndarray) -> pa.Table:
+        """The catalogue of some rows, read for this call and not kept.
+
+        Parameters
+        ----------
+        rows : ndarray, shape (B,), int64
+            Ascending.
+        """
+        shards, local = self._locate(rows)
+        tables = []
+        for shard in np.unique(shards):
+            table = read_catalogue(self.path, self._shards[shard])
+            tables.append(table.take(pa.array(local[shards == shard])))
+        return pa.concat_tables(tables)
 
     @cached_property
     def catalogue(self) -> pa.Table:

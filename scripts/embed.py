@@ -1,0 +1,39 @@
+"""Embed stamps: a catalogue of what the encoder of a run makes of each.
+
+python scripts/embed.py checkpoint=runs/NAME out=latents.parquet [split=val] [scores=true]
+python scripts/embed.py checkpoint=runs/NAME data=fits data.root=FOLDER [trainer=gpu]
+"""
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from vae_astro.folders import register_resolvers
+
+register_resolvers()
+
+
+@hydra.main(config_path="../conf", config_name="embed", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Embed the stamps of the data group, or those that the run was trained on."""
+    from vae_astro.embed import embed
+    from vae_astro.errors import InputError
+
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    try:
+        done = embed(settings, list(HydraConfig.get().overrides.task))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if done is not None:
+        print(done)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped")
