@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ROOT", "SideFailed", "Side", "interleave", "rate", "side", "with_peers"]
+__all__ = ["ROOT", "Side", "SideError", "interleave", "rate", "side", "with_peers"]
 
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_END = 20
 
 
-class SideFailed(RuntimeError):
+class SideError(RuntimeError):
     """A side ended before its turns were over."""
 
 
@@ -60,7 +60,7 @@ class Side:
 
         Raises
         ------
-        SideFailed
+        SideError
             It has ended; the last line of its log says why.
         """
         assert self.process.stdin is not None
@@ -73,7 +73,7 @@ class Side:
             line = ""
         if not line:
             told = self.log.read_text(errors="replace").strip().splitlines()
-            raise SideFailed(told[-1] if told else "it ended without a word")
+            raise SideError(told[-1] if told else "it ended without a word")
         said: dict[str, Any] = json.loads(line)
         return said
 
@@ -110,12 +110,14 @@ def with_peers(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(folder.absolute()), str(ROOT)])}
 
 
-def interleave(turns: Mapping[str, Callable[[], float]], n_rounds: int) -> dict[str, list[float]]:
-    """What each returns, once a round; the first turn of each is not counted.
+def interleave(
+    turns: Mapping[str, Callable[[], float]], n_rounds: int, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """What each returns, once a round; with ``warm_up`` a first turn of each is not counted.
 
     Every other round goes backwards, so that none always follows the same other.
     """
-    for turn in turns.values():
+    for turn in turns.values() if warm_up else ():
         turn()
     found: dict[str, list[float]] = {name: [] for name in turns}
     for k in range(n_rounds):
