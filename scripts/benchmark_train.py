@@ -43,9 +43,7 @@ class Scale:
 
 SCALES = {
     "full": Scale((BATCH,), 7, 20_000, 5, 3),
-    "small": Scale(
-        ("data.n_stamps=160", "data.size=16", "data.batch_size=16", "model.width=8"), 1, 100, 1, 1
-    ),
+    "small": Scale(("data.n_stamps=160", "data.size=16", "data.batch_size=16"), 1, 100, 1, 1),
 }
 
 

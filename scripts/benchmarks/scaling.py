@@ -187,11 +187,10 @@ def scaling_table(measured: Sequence[Series]) -> str:
     for series in measured:
         for k, point in enumerate(series.points):
             figure = point.seconds * (1000 if series.cost.startswith("ms") else 1)
-            grows = f"x^{series.slope:.2f}, at most x^{series.steepest:.2f}" if k == 0 else ""
+            grows = "" if k else f"x^{series.slope:.2f}, at most x^{series.steepest:.2f}"
             cost = f"{figure:.3g} {series.cost}"
-            lines.append(
-                f"| {series.what if k == 0 else ''} | {point.label} | {cost} | {point.note} | {grows} |"
-            )
+            what = "" if k else series.what
+            lines.append(f"| {what} | {point.label} | {cost} | {point.note} | {grows} |")
     steep = [series.what for series in measured if series.slope > 1 + TOLERANCE]
     verdict = "Nothing grows faster than linearly."
     if steep:

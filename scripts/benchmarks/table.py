@@ -103,8 +103,9 @@ def table(rows: Sequence[Row], measured: str = FASTER) -> str:
         if row.value is not None and row.spread is not None:
             unit = "" if row.unit == measured else f" {row.unit}"
             figure = f"{_number(row.value)} ± {row.spread:.2g}{unit}"
+        note = row.note.removeprefix(f"{NOT_MEASURED}: ")
         goals = " | ".join("" if goal is None else f"{goal:,g}" for goal in (row.base, row.hard))
-        lines.append(f"| {row.name} | {row.against} | {figure} | {goals} | {row.note} |")
+        lines.append(f"| {row.name} | {row.against} | {figure} | {goals} | {note} |")
     return "\n".join(lines)
 
 
