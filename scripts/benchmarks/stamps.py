@@ -91,8 +91,8 @@ def export_batches(settings: dict[str, Any], path: Path) -> None:
     """The training stamps of these settings as others take them: normalised, with their mask."""
     datamodule = open_store(settings)
     batches = list(datamodule.in_order(datamodule.train_rows))
-    parts = {key: np.concatenate([batch[key] for batch in batches]) for key in ("image", "mask")}
-    np.savez(path, **parts)
+    image, mask = (np.concatenate([batch[key] for batch in batches]) for key in ("image", "mask"))
+    np.savez(path, image=image, mask=mask)
 
 
 def repeated_store(store: StampStore, path: Path, n_stamps: int) -> None:

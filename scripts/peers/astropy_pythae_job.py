@@ -53,7 +53,9 @@ def main() -> None:
             model.encoder(torch.from_numpy(image[k : k + CHUNK])).embedding.numpy()
             for k in range(0, len(image), CHUNK)
         ]
-    np.savez(folder / "latents.npz", latents=np.concatenate(latents), file=list(map(str, files)))
+    np.savez(
+        folder / "latents.npz", latents=np.concatenate(latents), name=[path.name for path in files]
+    )
 
 
 if __name__ == "__main__":

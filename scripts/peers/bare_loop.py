@@ -26,8 +26,10 @@ def main() -> None:
     stamps, settings = np.load(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
     image, mask = torch.from_numpy(stamps["image"]), torch.from_numpy(stamps["mask"])
     torch.manual_seed(0)
-    network = new_vae(settings, tuple(image.shape[1:])).network
+    n_bands, height, width = image.shape[1:]
+    network = new_vae(settings, (n_bands, height, width)).network
     optimizer = torch.optim.Adam(network.parameters(), lr=settings["optim"]["lr"])
+    clip = settings["trainer"]["gradient_clip_val"]
     data, batch_size = TensorDataset(image, mask), settings["data"]["batch_size"]
     batches = BatchSampler(RandomSampler(data), batch_size, drop_last=True)
     loader = DataLoader(data, sampler=batches, batch_size=None)
@@ -42,9 +44,8 @@ def main() -> None:
             loss = 0.5 * mask.sum() / len(image) * square.log() + kl.sum(1).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(
-                network.parameters(), settings["trainer"]["gradient_clip_val"]
-            )
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
             optimizer.step()
         return len(loader) * batch_size, time.perf_counter() - began
 

@@ -108,7 +108,8 @@ def bare_epoch(trainer: Trainer, vae: VAE) -> int:
             loss = vae.training_step(batch, k)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, trainer.gradient_clip_val)
+        if trainer.gradient_clip_val is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, trainer.gradient_clip_val)
         optimizer.step()
         n_stamps += len(batch["index"])
     vae.log_every_n_steps = logged_every
@@ -124,7 +125,7 @@ def main() -> None:
         trainer.callbacks.insert(0, turns)  # type: ignore[attr-defined]  # set by a connector
         fit(trainer, *arguments, **options)
 
-    Trainer.fit = fit_in_turns  # type: ignore[method-assign]
+    Trainer.fit = fit_in_turns  # type: ignore[assignment,method-assign]
     warnings.simplefilter("ignore")
     run.train(settings, run_dir)
 

@@ -10,7 +10,6 @@ from collections import defaultdict
 from typing import Any, Self
 
 import torch
-from lightning import Trainer
 from lightning.pytorch.profilers import Profiler
 from torch.autograd.profiler import record_function
 
@@ -71,7 +70,7 @@ class Ranges(Profiler):
 class profiled_parts:  # noqa: N801  # used as a statement
     """Profile what the trainer does meanwhile; then `seconds` of each part."""
 
-    def __init__(self, trainer: Trainer, vae: VAE) -> None:
+    def __init__(self, trainer: Any, vae: VAE) -> None:
         self.trainer, self.vae = trainer, vae
         activities = [torch.profiler.ProfilerActivity.CPU]
         if vae.device.type == "cuda":

@@ -21,6 +21,7 @@ from pythae.models.nn import BaseDecoder, BaseEncoder
 from pythae.trainers import BaseTrainer, BaseTrainerConfig
 from torch import Tensor
 
+from vae_astro.model.networks import Network
 from vae_astro.training import new_vae
 
 __all__ = ["pythae_dataset", "pythae_model", "pythae_trainer"]
@@ -29,7 +30,7 @@ __all__ = ["pythae_dataset", "pythae_model", "pythae_trainer"]
 class Encoder(BaseEncoder):
     """Our encoder as pythae asks for one."""
 
-    def __init__(self, network: torch.nn.Module) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.encoder, self.latent_dim = network.encoder, network.latent_dim
 
@@ -42,7 +43,7 @@ class Encoder(BaseEncoder):
 class Decoder(BaseDecoder):
     """Our decoder as pythae asks for one."""
 
-    def __init__(self, network: torch.nn.Module) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.decoder = network.decoder
 
