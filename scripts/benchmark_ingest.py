@@ -11,26 +11,25 @@ over pixels and header, in one process, and write nothing.
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
 import numpy as np
+from benchmarks.stamps import SIDE, stamp_bytes
+from benchmarks.table import Row, ratio_row, table, write_json, write_section
+from benchmarks.turns import interleave, rate
 from omegaconf import DictConfig
 
-SIDE = 63
 MOSAIC_SIDE = 4096
 BATCH = 256
-BEGIN, END = "<!-- ingest: begin -->", "<!-- ingest: end -->"
 
 
 @dataclass(frozen=True)
@@ -46,78 +45,19 @@ class Scale:
 SCALES = {"full": Scale(20_000, 2_000, 1_000, 5), "small": Scale(1_000, 200, 100, 2)}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table, as all benchmarks have it."""
-
-    name: str
-    value: float
-    spread: float
-    unit: str
-    base: float
-    hard: float
-    against: str
-    note: str
-
-
 Work = Callable[[], int]
 """Does something and returns how many stamps it did it to."""
+Goals = tuple[float, float]
+"""Base and hard."""
 
 
-def compare(ours: Work, theirs: Work, n_rounds: int) -> tuple[float, float, str]:
-    """Median and spread of our rate over theirs, in turns; the median rates in words."""
-    ours(), theirs()  # caches, imports, compiled code
-    ratios, rates = [], []
-    for _ in range(n_rounds):
-        pair = [_rate(ours), _rate(theirs)]
-        ratios.append(pair[0] / pair[1])
-        rates.append(pair)
-    ours_median, theirs_median = np.median(rates, axis=0)
-    spread = (max(ratios) - min(ratios)) / 2
-    return (
-        statistics.median(ratios),
-        spread,
-        f"{ours_median:,.0f} against {theirs_median:,.0f} stamps/s",
-    )
-
-
-def _rate(work: Work) -> float:
-    began = time.perf_counter()
-    n_stamps = work()
-    return n_stamps / (time.perf_counter() - began)
+def compare(name: str, ours: Work, theirs: Work, goals: Goals, against: str, n_rounds: int) -> Row:
+    """Our rate over theirs, in turns."""
+    found = interleave({"ours": partial(rate, ours), "theirs": partial(rate, theirs)}, n_rounds)
+    return ratio_row(name, found["ours"], found["theirs"], goals, against)
 
 
 # -- what is read ----------------------------------------------------------------------------------
-
-
-def header_of(k: int, extension: bool = False) -> bytes:
-    """The 36 cards of a survey's stamp: those of its pixels, its WCS, and what it is called."""
-    from astropy.io import fits
-
-    header = fits.Header()
-    header["XTENSION" if extension else "SIMPLE"] = "IMAGE" if extension else True
-    header.update({"BITPIX": -32, "NAXIS": 2, "NAXIS1": SIDE, "NAXIS2": SIDE})
-    if extension:
-        header.update({"PCOUNT": 0, "GCOUNT": 1})
-    rng = np.random.default_rng(k)
-    header.update({"OBJID": f"OBJ{k:07d}", "CLASS": ("star", "galaxy")[k % 2], "FILTER": "r"})
-    header.update({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CUNIT1": "deg", "CUNIT2": "deg"})
-    header.update({"CRVAL1": rng.uniform(0, 360), "CRVAL2": rng.uniform(-60, 60)})
-    header.update({"CRPIX1": 32.0, "CRPIX2": 32.0, "CDELT1": -2.8e-4, "CDELT2": 2.8e-4})
-    header.update({"SEEING": (rng.uniform(1, 3), "[pixel]"), "EXPTIME": 30.0, "GAIN": 6.2})
-    header.update({"DATE-OBS": "2024-01-01T00:00:00", "MJD-OBS": 60310.0 + k, "AIRMASS": 1.2})
-    header.update({f"NOTE{n}": "what surveys write" for n in range(11)})
-    header["COMMENT"] = "a stamp for timing"
-    return header.tostring().encode()
-
-
-def stamp_bytes(k: int, extension: bool = False) -> bytes:
-    """A stamp as a FITS file or as an extension: noise, sky and a source, big-endian float32."""
-    rng = np.random.default_rng(k)
-    y, x = np.mgrid[:SIDE, :SIDE] - SIDE // 2
-    light = rng.uniform(50, 5000) * np.exp(-(x**2 + y**2) / rng.uniform(4, 20))
-    pixels = (light + 120 + rng.normal(0, 6, light.shape)).astype(">f4").tobytes()
-    return header_of(k, extension) + pixels + bytes(-len(pixels) % 2880)
 
 
 def write_inputs(folder: Path, scale: Scale, real_data: str | None) -> None:
@@ -277,8 +217,7 @@ def reading_rows(folder: Path, scale: Scale) -> Iterator[Row]:
     else:
         print("real_data= is not given: the row of ZTF alerts is left out")
     for name, ours, yardstick, base, hard, against in to_do:
-        value, spread, note = compare(ours, yardstick, scale.n_rounds)
-        yield Row(name, value, spread, "times as fast", base, hard, against, note)
+        yield compare(name, ours, yardstick, (base, hard), against, scale.n_rounds)
 
 
 def mosaic_rows(folder: Path, scale: Scale) -> Iterator[Row]:
@@ -304,8 +243,7 @@ def mosaic_rows(folder: Path, scale: Scale) -> Iterator[Row]:
     yardstick = in_turn(list(table[:, 1:]), scale.n_yardstick, one)
     name = f"cutouts from a {MOSAIC_SIDE}x{MOSAIC_SIDE} mosaic"
     for what, ours in ((", read alone", read), (", to the store", to_store(reader, root))):
-        value, spread, note = compare(ours, yardstick, scale.n_rounds)
-        yield Row(name + what, value, spread, "times as fast", 4, 6, "Cutout2D without WCS", note)
+        yield compare(name + what, ours, yardstick, (4, 6), "Cutout2D without WCS", scale.n_rounds)
 
 
 def streaming_rows(folder: Path, scale: Scale) -> Iterator[Row]:
@@ -379,35 +317,7 @@ def streaming_rows(folder: Path, scale: Scale) -> Iterator[Row]:
         ),
     ]
     for name, ours, yardstick, base, hard, against in rows:
-        value, spread, note = compare(ours, yardstick, scale.n_rounds)
-        yield Row(name, value, spread, "times as fast", base, hard, against, note)
-
-
-# -- the page -------------------------------------------------------------------------------------
-
-
-def table(rows: list[Row]) -> str:
-    """The rows in Markdown."""
-    lines = [
-        "| work | against | times as fast | base | hard | rates |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        figure = f"{row.value:.3g} ± {row.spread:.2g}"
-        lines.append(
-            f"| {row.name} | {row.against} | {figure} | {row.base:g} | {row.hard:g} | {row.note} |"
-        )
-    return "\n".join(lines)
-
-
-def write_docs(page: Path, rows: list[Row]) -> None:
-    """Replace the section between the two marks of a page."""
-    text = page.read_text()
-    if text.count(BEGIN) != 1 or END not in text.partition(BEGIN)[2]:
-        sys.exit(f"error: {page} has not the marks {BEGIN} and {END}")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}")
+        yield compare(name, ours, yardstick, (base, hard), against, scale.n_rounds)
 
 
 @hydra.main(config_path="../conf", config_name="benchmark", version_base="1.3")
@@ -433,11 +343,9 @@ def main(cfg: DictConfig) -> None:
         sys.exit(f"error: {error}")
     print(table(rows))
     if cfg.out:
-        Path(cfg.out).write_text(
-            json.dumps({"rows": [asdict(row) for row in rows]}, indent=2) + "\n"
-        )
+        write_json(Path(cfg.out), rows)
     if cfg.docs:
-        write_docs(Path(cfg.docs), rows)
+        write_section(Path(cfg.docs), "ingest", table(rows))
 
 
 if __name__ == "__main__":
