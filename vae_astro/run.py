@@ -40,7 +40,6 @@ from vae_astro.objective.beta import SCHEDULES
 from vae_astro.processes import join, losses_told, open_together
 from vae_astro.report import summary
 from vae_astro.report.full_disk import file_handlers_that_give_up
-from vae_astro.report.judgement import judge_run
 from vae_astro.settings import build, check_int
 from vae_astro.stopping import exit_status, heeded, last_words
 from vae_astro.training import Attempt, Pace, fit, new_attempt, new_vae, rescue, set_length
@@ -210,6 +209,8 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     if not trainer.is_global_zero:
         return RunResult(vae, {}, run_dir)
     log.info("judging the best checkpoint")
+    from vae_astro.report.judgement import judge_run  # scikit-learn: not before it is needed
+
     shown = next(iter(datamodule.in_order(datamodule.val_rows[: attempt.panels.n_stamps])))
     attempt.panels.draw_last(trainer, vae, shown, run_dir / "figures")
     circumstances = _circumstances(fitted, best, datamodule)

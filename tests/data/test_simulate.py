@@ -19,7 +19,7 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from vae_astro.data import profiles, sky_model
+from vae_astro.data import profiles, simulated, sky_model
 from vae_astro.data import simulate as simulation
 from vae_astro.data.simulate import CLASSES, SimulatedStamp, draw_stamp, fits_bytes, simulate
 from vae_astro.data.sky_model import GAIN_E_PER_ADU, READ_NOISE_E, SATURATION_ADU, signal_to_noise
@@ -511,7 +511,7 @@ def test_a_folder_with_other_settings_is_left_alone(small: Path, changed: dict[s
 def test_a_folder_of_an_older_format_is_not_reused(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulation, "FORMAT_VERSION", simulation.FORMAT_VERSION + 1)
+    monkeypatch.setattr(simulated, "FORMAT_VERSION", simulated.FORMAT_VERSION + 1)
     with pytest.raises(InputError, match="format"):
         simulate(small, n_stamps=60, seed=SEED, progress=False)
 

@@ -31,7 +31,7 @@ from vae_astro.data.resident import (
     check_resident,
     stays_on_device,
 )
-from vae_astro.data.simulate import simulate
+from vae_astro.data.simulated import is_finished, settings_of
 from vae_astro.data.store.layout import is_store
 from vae_astro.data.store.settings import packer_from
 from vae_astro.data.store.store import StampStore
@@ -184,14 +184,16 @@ class StampDataModule(LightningDataModule):
         if hasattr(self, "store"):
             return
         if self.n_stamps is not None:
-            simulate(
-                Path(self.root.address),
-                n_stamps=self.n_stamps,
-                seed=self.simulation_seed,
-                size=self.size or DEFAULT_SIZE,
-                progress=self.progress,
-            )
+            self._simulate(self.n_stamps)
         self.open()
+
+    def _simulate(self, n_stamps: int) -> None:
+        root, size, seed = Path(self.root.address), self.size or DEFAULT_SIZE, self.simulation_seed
+        if is_finished(root, settings_of(n_stamps, seed, size)):
+            return
+        from vae_astro.data.simulate import simulate  # GalSim takes a second to import
+
+        simulate(root, n_stamps=n_stamps, seed=seed, size=size, progress=self.progress)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store and split its rows by object."""

@@ -21,6 +21,7 @@ import numpy as np
 from astropy.io import fits
 from tqdm import tqdm
 
+from vae_astro.data import simulated
 from vae_astro.data.sky_model import (
     CLASSES,
     GAIN_E_PER_ADU,
@@ -31,13 +32,11 @@ from vae_astro.data.sky_model import (
     SimulatedStamp,
     draw_stamp,
 )
-from vae_astro.data.stamp import LARGEST_STAMP, SMALLEST_STAMP
 from vae_astro.errors import InputError
 from vae_astro.settings import check_int
 
 __all__ = [
     "CLASSES",
-    "FORMAT_VERSION",
     "GAIN_E_PER_ADU",
     "SATURATION_ADU",
     "SimulatedStamp",
@@ -46,8 +45,6 @@ __all__ = [
     "simulate",
 ]
 
-FORMAT_VERSION = 1  # raise it with every change to a file or a pixel, so old folders are not reused
-_SUMMARY = "simulation.json"  # written last: a folder that has it is complete
 _CATALOGUE = "catalogue.csv"
 _COLUMNS = ("file", "id", "label", "ra", "dec", *TRUTH_COLUMNS)
 _STAMPS_PER_FOLDER = 1000
@@ -100,26 +97,23 @@ def simulate(
     InputError
         If an argument is out of range, ``root`` holds anything else, or cannot be written.
     """
-    check_int("data.n_stamps", n_stamps, minimum=1)
-    check_int("data.size", size, minimum=SMALLEST_STAMP, maximum=LARGEST_STAMP)
-    check_int("data.simulation_seed", seed, minimum=0)
     if n_processes is not None:
         check_int("n_processes", n_processes, minimum=1)
-    settings = {"format": FORMAT_VERSION, "n_stamps": n_stamps, "seed": seed, "size": size}
+    settings = simulated.settings_of(n_stamps, seed, size)
     try:
-        if _is_finished(root, settings):
+        if simulated.is_finished(root, settings):
             return root
         with _partial_folder(root) as partial:
             rows = _write_stamps(partial, settings, n_processes or _usable_cores(), progress)
             _write_catalogue(partial / _CATALOGUE, rows)
             counts = Counter(row[_COLUMNS.index("label")] for row in rows)
             summary = settings | {"class_counts": {label: counts[label] for label in CLASSES}}
-            (partial / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+            (partial / simulated.SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
             try:
                 partial.rename(root.resolve())
             except OSError:
                 # Another process may have finished the same simulation first; theirs is as good.
-                if not _is_finished(root, settings):
+                if not simulated.is_finished(root, settings):
                     raise
     except OSError as error:
         raise InputError(
@@ -261,34 +255,6 @@ def _write_catalogue(path: Path, rows: list[_Row]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_COLUMNS)
         writer.writerows(rows)
-
-
-def _is_finished(root: Path, settings: dict[str, int]) -> bool:
-    """True if ``root`` holds this simulation, False if it is new or empty, else `InputError`."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
-    try:
-        summary = json.loads((root / _SUMMARY).read_text())
-        found = {key: summary[key] for key in settings}
-    except (FileNotFoundError, NotADirectoryError):
-        found = None
-        what = "files that are not a finished simulation" if root.is_dir() else "not a folder"
-    except (ValueError, KeyError, TypeError):
-        found = None
-        what = f"a {_SUMMARY} that cannot be read"
-    if found == settings:
-        return True
-    if found is not None:
-        what = f"a simulation with {_listed(found)}"
-    raise InputError(
-        f"data.root: {root} is taken, found {what}, expected a new or empty folder or a simulation "
-        f"with {_listed(settings)}; set data.root to another folder, or data.n_stamps, data.size "
-        "and data.simulation_seed to what is there; to train on stamps of your own, add data=fits"
-    )
-
-
-def _listed(settings: dict[str, int]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
 @contextmanager

@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
-from matplotlib.figure import Figure
 
 from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.data.batches import Batch
-from vae_astro.report import figures
 from vae_astro.report.full_disk import Curves, save_figure
 from vae_astro.settings import check_int, check_number
 from vae_astro.vae import VAE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["ProgressBar", "StampPanels", "draw_panels"]
 
@@ -123,6 +124,8 @@ def draw_panels(vae: VAE, batch: Batch, monitor: CollapseMonitor | None) -> dict
     dict of str to Figure
         By name.
     """
+    from vae_astro.report import figures  # Matplotlib: not before there is something to draw
+
     training = vae.training
     vae.eval()
     try:

@@ -7,7 +7,7 @@ import os
 import shlex
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning import Trainer
@@ -16,8 +16,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from vae_astro.collapse.verdict import CollapseVerdict, Explanation
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
-from vae_astro.evaluate.clusters import LabelScores
 from vae_astro.evaluate.scores import StampTable
+
+if TYPE_CHECKING:
+    from vae_astro.evaluate.clusters import LabelScores
 
 __all__ = ["closing_lines", "log_hyperparameters", "metrics_of", "write_metrics"]
 
