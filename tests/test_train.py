@@ -42,6 +42,7 @@ SMALL = (
     "model.latent_dim=4",
     "log_every_n_steps=1",
     "trainer=cpu",
+    "trainer.precision=32-true",
     "trainer.check_val_every_n_epoch=1",
     "callbacks.progress=false",
 )
@@ -223,7 +224,7 @@ def test_init_from_takes_what_fits_and_says_what_does_not(
         tmp_path, *SMALL, f"data.root={stamps}", "run_dir=run", "trainer.max_epochs=1",
         f"init_from={finished}", "model.latent_dim=6", "trainer.precision=bf16-mixed",
     )  # fmt: skip
-    assert "network.encoder.head.weight: (8, 128) in the checkpoint, (12, 128) here" in done.stdout
+    assert "network.encoder.head.weight: (8, 192) in the checkpoint, (12, 192) here" in done.stdout
     assert "network.encoder.trunk.1.weight" not in done.stdout
 
 
@@ -279,7 +280,7 @@ def test_a_sweep_gives_each_job_its_folder(stamps: Path, tmp_path: Path) -> None
         (["data.classes=3"], "data.classes must be a list of labels or null, got 3"),
         (["data.store_dir=null"], "data.store_dir must be text, got None"),
         (["init_from=[1]"], "init_from must be text, got [1]"),
-        (["trainer.precision=8"], "trainer.precision must be one of 32-true, bf16-mixed"),
+        (["trainer.precision=8"], "trainer.precision must be one of auto, 32-true, bf16-mixed"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches must be greater than 0"),
         (["+latent_dim=3"], "latent_dim is no setting; known are"),
         (["+callbacks.nonsense=3"], "callbacks.nonsense is no setting; known are"),

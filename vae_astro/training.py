@@ -240,7 +240,7 @@ def new_vae(
         band_names=None if band_names is None else list(band_names),
         log_every_n_steps=settings["log_every_n_steps"],
     )
-    vae.micro_batches.n_training = micro_batch_size(settings["trainer"].get("micro_batch_size"))
+    vae.micro_batches.n_training = micro_batch_size(settings["trainer"]["micro_batch_size"])
     vae.run_settings = settings
     return vae
 

@@ -131,6 +131,7 @@ def test_the_work_of_a_linear_network_is_what_one_counts() -> None:
         **dict.fromkeys(("likelihood", "prior", "beta", "optim")),
         "data": {"size": 16, "normalize": {}},
         "log_every_n_steps": 1,
+        "trainer": {"micro_batch_size": None},
     }
     products, n_bytes = work_of(settings)
     pixels, units = 16 * 16, 3
