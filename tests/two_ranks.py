@@ -107,7 +107,7 @@ def main(rank: int, folder: Path) -> None:
                             world_size=2, timeout=timedelta(seconds=60))  # fmt: skip
     own = {name: own_rows(values) for name, values in stamps.items()}
     found["shared"] = {name: figures(v, own) for name, v in VARIANTS.items()}
-    found["gathered"] = gather(torch.arange(7)[rank::2]).tolist()
+    found["gathered"] = gather(torch.arange(7).tensor_split(2)[rank]).tolist()
     found["gathered masks"] = gather(torch.tensor([[True, False], [rank == 1, True]])).tolist()
     found["heard"] = heard(rank)
     found["opened"] = opened(rank, folder)

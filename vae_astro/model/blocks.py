@@ -15,26 +15,41 @@ def padded_size(size: int) -> int:
     return -(-size // GRID) * GRID
 
 
-class ResidualBlock(nn.Module):
-    """``x + conv(silu(conv(silu(x))))``, the identity at initialisation; 3 x 3, then 1 x 1.
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation in float32 (Wu & He 2018), whatever the rest computes in.
 
-    Beginning as the identity, it needs no normalisation (Zhang, Dauphin & Ma 2019), and a step
-    takes a fifth less time without.
+    Statistics want the digits; and of channels that lie last, torch normalises bfloat16 on a
+    processor at a tenth of the rate of float32.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Same shape as ``input`` (B, n_channels, H, W), float32."""
+        return super().forward(input.float())
+
+
+class ResidualBlock(nn.Module):
+    """``x + conv(silu(norm(conv(silu(x)))))``, the identity at initialisation.
 
     Parameters
     ----------
     n_channels : int
-        Channels in and out.
+        Channels in and out, a multiple of 8.
+    last_kernel : {1, 3}
+        Height and width of the second convolution; the first is 3 x 3.
     """
 
-    def __init__(self, n_channels: int) -> None:
+    def __init__(self, n_channels: int, last_kernel: int = 1) -> None:
         super().__init__()
-        last = nn.Conv2d(n_channels, n_channels, 1)
+        last = nn.Conv2d(n_channels, n_channels, last_kernel, padding=last_kernel // 2)
         assert last.bias is not None
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.body = nn.Sequential(
-            nn.SiLU(), nn.Conv2d(n_channels, n_channels, 3, padding=1), nn.SiLU(), last
+            nn.SiLU(),
+            nn.Conv2d(n_channels, n_channels, 3, padding=1, bias=False),
+            GroupNorm(8, n_channels),
+            nn.SiLU(),
+            last,
         )
 
     def forward(self, x: Tensor) -> Tensor:

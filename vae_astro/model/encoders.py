@@ -70,7 +70,8 @@ class ConvEncoder(nn.Module):
 
     The stamp is padded with sky (zeros) to a multiple of 16, folded 4 x 4 into channels, and halved
     twice by 2 x 2 convolutions that do not overlap. Folding first keeps every convolution wide:
-    one-channel convolutions at full resolution run at a tenth of the rate.
+    one-channel convolutions at full resolution run at a tenth of the rate. Group normalisation has
+    no batch statistics.
 
     Parameters
     ----------
