@@ -82,7 +82,7 @@ def main(cfg: DictConfig) -> None:
     scale = SCALES[cfg.size]
     stores = (f"data.store_dir={Path(cfg.store_dir).absolute()}",)
     settings = plain_settings(scale.overrides)
-    root = Path(cfg.stamps).absolute() / Path(settings["data"]["root"]).name
+    root = Path(cfg.stamps_dir).absolute() / Path(settings["data"]["root"]).name
     overrides = (*scale.overrides, *stores, f"data.root={root}")
     print(f"{os.cpu_count()} cores")
     try:

@@ -14,10 +14,10 @@ DOORSTEP = f"{PACKAGE}.__init__"
 
 STOREYS = [
     {"errors"},
-    {"settings", "folders", "stopping", "ranks"},
+    {"settings", "folders", "stopping", "ranks", "late"},
     {"hardware"},
     {"data", "model", "objective"},
-    {"parts", "late", "guarded_steps"},
+    {"parts", "guarded_steps"},
     {"vae"},
     {"collapse", "evaluate", "checkpoint", "acceleration", "faults"},
     {"report", "catalogue", "processes"},

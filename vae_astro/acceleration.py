@@ -12,11 +12,19 @@ import torch
 from torch import Tensor
 
 from vae_astro.errors import InputError
+from vae_astro.model.micro_batches import is_out_of_memory
 from vae_astro.objective.geco import Geco
 from vae_astro.parts import Evaluated, Parts, Trained, Weights
 from vae_astro.vae import VAE
 
-__all__ = ["CompiledParts", "allow_tf32", "check_compile", "compile_mode", "compile_parts"]
+__all__ = [
+    "CompiledParts",
+    "allow_tf32",
+    "check_compile",
+    "compile_mode",
+    "compile_parts",
+    "plain_parts",
+]
 
 MODES = ("default", "reduce-overhead")
 """Of `torch.compile`: as it is, and with CUDA graphs."""
@@ -89,7 +97,13 @@ class CompiledParts(Parts):
             self._evaluate_shape = image.shape
         if image.shape != self._evaluate_shape:
             return super().evaluate(image, mask, noise, eps)
-        return self._evaluate(image, mask, noise, eps)
+        if self.network.micro_batches.n_evaluation is None:
+            try:
+                return self._evaluate(image, mask, noise, eps)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+        return super().evaluate(image, mask, noise, eps)  # in parts
 
 
 def compile_parts(vae: VAE, mode: str = "default", backend: str = "inductor") -> None:
@@ -103,6 +117,11 @@ def compile_parts(vae: VAE, mode: str = "default", backend: str = "inductor") ->
         As `CompiledParts` has them.
     """
     vae.parts = CompiledParts(vae.parts, mode, backend)
+
+
+def plain_parts(vae: VAE) -> None:
+    """Undo `compile_parts`: for a few batches under other conditions nothing is compiled anew."""
+    vae.parts = Parts(vae.network, vae.likelihood, vae.prior, vae.normalizer)
 
 
 def check_compile(setting: object) -> bool | str:
@@ -123,8 +142,8 @@ def compile_mode(
 ) -> str | None:
     """How a run should be compiled; None: not at all.
 
-    ``auto`` compiles on CUDA where the run is long enough to pay for it. CUDA graphs are taken for
-    small batches, in one process: gradients that wait for the others, or for the next batch, lie
+    ``auto`` compiles one process on CUDA where the run is long enough to pay for it. CUDA graphs
+    are taken for small batches, in one process: gradients that wait for the others, or for the next batch, lie
     where a replayed graph writes.
 
     Parameters
@@ -144,7 +163,7 @@ def compile_mode(
     """
     on_cuda = device.type == "cuda"
     if setting == "auto":
-        setting = on_cuda and n_steps >= WORTHWHILE_STEPS
+        setting = on_cuda and n_ranks == 1 and n_steps >= WORTHWHILE_STEPS
     if not setting:
         return None
     small = math.prod(batch_shape) < FEW_PIXELS

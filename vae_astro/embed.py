@@ -32,6 +32,7 @@ from vae_astro.data.datamodule import StampDataModule
 from vae_astro.data.one_pass import Pass
 from vae_astro.errors import InputError
 from vae_astro.hardware import Setup, take
+from vae_astro.processes import join, open_together
 from vae_astro.settings import check_bool, check_int, check_text
 from vae_astro.training import new_trainer, progress_bar
 from vae_astro.vae import VAE
@@ -116,9 +117,8 @@ def embed(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Embedde
         _batch_size(settings["batch_size"], vae, trainer),
         ("image", "mask", "noise", "index") if with_scores else ("image", "index"),
     )
-    datamodule.prepare_data()
-    datamodule.setup("predict")
-    refuse_other_stamps(datamodule, vae)
+    join(trainer)
+    open_together(datamodule, lambda: refuse_other_stamps(datamodule, vae), "predict")
     n_stamps = len(datamodule.predicted_rows())
     if n_stamps < trainer.world_size:
         raise InputError(
@@ -291,11 +291,6 @@ def _predict(trainer: Trainer, vae: VAE, datamodule: StampDataModule) -> None:
             trainer.predict(vae, datamodule=datamodule, return_predictions=False)
     except MisconfigurationException as error:
         raise InputError(f"the trainer refuses: {' '.join(str(error).split())}") from error
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"batches of {datamodule.predicted.batch_size} stamps do not fit the memory of "
-            f"{trainer.strategy.root_device}; set a smaller batch_size"
-        ) from error
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
     except SystemExit:  # what Lightning makes of Ctrl-C

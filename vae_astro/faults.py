@@ -211,7 +211,9 @@ class FiniteGuard(Callback):
         if _is_free_to_read(pl_module):
             self._taken = [taken for taken in self._taken if taken[0] == trainer.global_step]
         elif trainer.global_step % pl_module.log_every_n_steps == 0:
-            self._read(pl_module)
+            pl_module.updates.poll()
+            oldest = trainer.global_step - 2 * pl_module.log_every_n_steps  # told one call late
+            self._taken = [taken for taken in self._taken if taken[0] >= oldest]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._scored.clear()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vae_astro.model.micro_batches import MicroBatches
 from vae_astro.objective.finite import FiniteUpdates, carried_by_gradient
+from vae_astro.ranks import mean_over_ranks
 
 __all__ = ["GuardedSteps"]
 
@@ -90,7 +91,7 @@ class GuardedSteps(LightningModule):
         """
         by_value = gradient_clip_algorithm == "value"
         most = None if gradient_clip_val is None else float(gradient_clip_val)
-        loss = self._step_loss if self.loss_is_scaled else None
+        loss = mean_over_ranks(self._step_loss) if self.loss_is_scaled else None
         self.updates.clip(optimizer, None if by_value else most, self.global_step, loss)
         if by_value and most:
             torch.nn.utils.clip_grad_value_(self.parameters(), most)

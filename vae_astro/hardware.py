@@ -125,6 +125,8 @@ def choose(options: Mapping[str, Any], machine: Machine) -> Setup:
     if precision == AUTO:
         precision = "bf16-mixed" if machine.bf16 else "32-true"
         why = machine.bf16 or "no native bfloat16"
+    elif precision == "16-mixed" and machine.accelerator == "cpu":
+        precision, why = "bf16-mixed", "16-mixed is for GPUs"
     else:
         why = "as set"
     channels_last = _or_auto("channels_last", options, machine.accelerator != "mps")
@@ -168,8 +170,8 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            library.mallopt(parameter, KEPT_BYTES)
+        if library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES):  # 0 where it takes no number so large
+            library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _or_auto(key: str, options: Mapping[str, Any], best: bool) -> bool:

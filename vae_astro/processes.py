@@ -100,8 +100,10 @@ def join(trainer: Trainer, in_sweep: bool = False) -> None:
             "a run (hydra/launcher=submitit_slurm)"
         )
     threads_were_given = os.environ.get("OMP_NUM_THREADS")
+    n_threads = torch.get_num_threads()
     try:
         launcher.launch(trainer.strategy.setup_environment)
+        torch.set_num_threads(n_threads)  # Lightning sets its own
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise InputError(
             f"{trainer.world_size} processes do not come together: {' '.join(str(error).split())}; "
@@ -113,7 +115,9 @@ def join(trainer: Trainer, in_sweep: bool = False) -> None:
         log.info("torchrun gives each process one thread; OMP_NUM_THREADS=%d uses all cores", share)
 
 
-def open_together(datamodule: StampDataModule, check: Callable[[], None]) -> None:
+def open_together(
+    datamodule: StampDataModule, check: Callable[[], None], stage: str | None = None
+) -> None:
     """Open the store of the first process in all of them.
 
     Where another machine does not see it, it packs its own, which has to hold the same.
@@ -124,6 +128,8 @@ def open_together(datamodule: StampDataModule, check: Callable[[], None]) -> Non
         Not set up yet.
     check : callable
         Called in the first process when the store is open, before the others go on.
+    stage : str, optional
+        As `StampDataModule.setup` has it.
 
     Raises
     ------
@@ -133,7 +139,7 @@ def open_together(datamodule: StampDataModule, check: Callable[[], None]) -> Non
         In the other processes, where the first has ended.
     """
     if n_ranks() == 1:
-        _open(datamodule)
+        _open(datamodule, stage)
         check()
         return
     # a group of its own, whose silence means work
@@ -141,7 +147,7 @@ def open_together(datamodule: StampDataModule, check: Callable[[], None]) -> Non
     told: list[Any] = [None]
     try:
         if rank() == 0:
-            _open(datamodule)
+            _open(datamodule, stage)
             check()
             told = [(datamodule.store.path.absolute(), datamodule.store.manifest)]
     finally:  # an error is said once, by the first process
@@ -153,21 +159,24 @@ def open_together(datamodule: StampDataModule, check: Callable[[], None]) -> Non
     if told[0] is None:
         sys.exit(2)
     if rank() > 0:
-        _open_the_same(datamodule, *told[0])
+        path, manifest = told[0]
+        _open_the_same(datamodule, path, manifest, stage)
 
 
-def _open(datamodule: StampDataModule) -> None:
+def _open(datamodule: StampDataModule, stage: str | None) -> None:
     datamodule.prepare_data()
-    datamodule.setup()
+    datamodule.setup(stage)
 
 
-def _open_the_same(datamodule: StampDataModule, path: Path, manifest: Manifest) -> None:
+def _open_the_same(
+    datamodule: StampDataModule, path: Path, manifest: Manifest, stage: str | None
+) -> None:
     try:
-        datamodule.use(StampStore(path, manifest))
+        datamodule.use(StampStore(path, manifest), stage)
         return
     except (InputError, OSError) as error:
         log.warning("the store of the first process is not to be seen from here: %s", error)
-    _open(datamodule)
+    _open(datamodule, stage)
     ours = datamodule.store.manifest
     if (ours.form, ours.shards) != (manifest.form, manifest.shards):
         raise InputError(

@@ -61,13 +61,15 @@ class _Mean(torch.autograd.Function):
 
 
 @torch.no_grad()
-def gather(values: Tensor) -> Tensor:
+def gather(values: Tensor, equal: bool = False) -> Tensor:
     """Rows of all processes, one after the other: as one process has them (`InOrder`).
 
     Parameters
     ----------
     values : Tensor, shape (N, ...)
         N may differ from process to process, the rest may not.
+    equal : bool
+        N is the same in all of them: then nobody waits for a device to hear it.
 
     Returns
     -------
@@ -77,6 +79,10 @@ def gather(values: Tensor) -> Tensor:
     n = n_ranks()
     if n == 1:
         return values
+    if equal:
+        whole = [torch.empty_like(values) for _ in range(n)]
+        dist.all_gather(whole, values.contiguous())
+        return torch.cat(whole)
     sizes = [torch.zeros(1, dtype=torch.long, device=values.device) for _ in range(n)]
     dist.all_gather(sizes, torch.full_like(sizes[0], len(values)))
     size = torch.cat(sizes)

@@ -26,6 +26,7 @@ from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vae_astro.acceleration import plain_parts
 from vae_astro.checkpoint import find_checkpoint, load_checkpoint, warm_start
 from vae_astro.collapse.forecast import Forecast, forecast_run
 from vae_astro.collapse.monitor import rescues_in
@@ -89,8 +90,10 @@ def train_command(cfg: DictConfig) -> float:
             raise
         log.error("%s", error)
         sys.exit(2)
-    except (KeyboardInterrupt, SystemExit):
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code in (1, 2):
+            raise  # another process is gone, and that has been said
+        if is_first_process():
             log.warning("%s", last_words(run_dir))
         sys.exit(exit_status())
 
@@ -175,6 +178,8 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     chooses_batch = settings["data"]["batch_size"] is None
     if not chooses_batch:  # refused, if not in equal parts
         share_of_batch(datamodule.batch_size, trainer.world_size)
+    else:  # until the stamps are counted
+        datamodule.batch_size = batch_size_for(attempt.machine, 0, trainer.world_size)
     join(trainer, in_sweep=_in_sweep())
     run_dir = trainer.strategy.broadcast(run_dir.absolute())
 
@@ -206,6 +211,7 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     if best.exists():
         vae.load_state_dict(load_checkpoint(best)["state_dict"])
     vae.to(trainer.strategy.root_device)
+    plain_parts(vae)
     if not trainer.is_global_zero:
         return RunResult(vae, {}, run_dir)
     log.info("judging the best checkpoint")

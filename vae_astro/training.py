@@ -181,7 +181,7 @@ def new_trainer(options: Mapping[str, Any], setup: Setup, **parts: Any) -> Train
     timeout_s = options.pop("process_timeout_s")
     options["strategy"] = strategy_of(options["strategy"], timeout_s)
     try:
-        return Trainer(
+        trainer = Trainer(
             **options,
             **parts,
             enable_model_summary=False,
@@ -194,6 +194,11 @@ def new_trainer(options: Mapping[str, Any], setup: Setup, **parts: Any) -> Train
             f"these trainer settings do not work on this machine: {reason} trainer=auto takes what "
             "there is; trainer=cpu always works"
         ) from error
+    if trainer.world_size > 1:
+        # Lightning would wait for the device at each step; `LastCheckpoint` asks by the processor
+        loop: Any = trainer.fit_loop.epoch_loop
+        loop._broadcast_sigterm_tensor = lambda: None
+    return trainer
 
 
 def _refuse_rescue_where_it_cannot_be(settings: dict[str, Any], trainer: Trainer) -> None:

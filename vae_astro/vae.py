@@ -295,7 +295,8 @@ class VAE(GuardedSteps):
     def configure_optimizers(self) -> Any:
         """Adam or AdamW, with the learning rate as a pure function of the step."""
         # with a scaled loss, clipping needs the gradients apart from the step
-        optimizer = self.optim.optimizer(self, fused=not self.loss_is_scaled)
+        fused = self.device.type in ("cpu", "cuda") and not self.loss_is_scaled
+        optimizer = self.optim.optimizer(self, fused=fused)
         # the length of the run is filled in at its start: asking the trainer for it here would make
         # the loaders before a resumed run knows where it goes on
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -304,6 +305,8 @@ class VAE(GuardedSteps):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def on_train_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            self.optim.lay_out(optimizer)
         total_steps = int(self.trainer.estimated_stepping_batches)
         if self.global_step and total_steps != self.total_steps:
             log.warning(

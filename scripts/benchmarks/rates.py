@@ -147,16 +147,14 @@ def question_rows(plan: Plan) -> Iterator[Row]:
 
 
 def ddp_rows(plan: Plan) -> Iterator[Row]:
-    """Two processes of half a batch each against one of the whole batch."""
-    batch_size = plan.settings()["data"]["batch_size"]
-    half = f"data.batch_size={batch_size // SHARED_BY_DDP}"
+    """Two processes that share each batch against one."""
     one = plan.settings(*ENDLESS, "trainer=cpu")
-    two = plan.settings(*ENDLESS, "trainer=ddp", f"trainer.devices={SHARED_BY_DDP}", half)
+    two = plan.settings(*ENDLESS, "trainer=ddp", f"trainer.devices={SHARED_BY_DDP}")
     with our_side(plan, "one", one) as alone, our_side(plan, "two", two) as together:
         found = interleave({"one": alone.rate, "two": together.rate}, plan.n_rounds)
     yield ratio_row(
         "two DDP processes on two cores", found["two"], found["one"], (0.85, 0.95),
-        "one process on two cores, the same global batch", "of the rate",
+        "one process on two cores, the same batch", "of the rate",
     )  # fmt: skip
 
 

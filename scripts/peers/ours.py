@@ -107,7 +107,7 @@ def bare_epoch(trainer: Trainer, vae: VAE) -> int:
         with trainer.precision_plugin.train_step_context():
             loss = vae.training_step(batch, k)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        vae.backward(loss)
         if trainer.gradient_clip_val is not None:
             torch.nn.utils.clip_grad_norm_(parameters, trainer.gradient_clip_val)
         optimizer.step()

@@ -178,6 +178,7 @@ class _Scale(nn.Module):
         ``settle`` is to look at the whole batch, not only at the part that this process has.
         """
         if self.started:
+            self.n_updates.clamp_(min=1)  # a step that is taken again has set it back
             return
         settle()
         self.n_updates += 1

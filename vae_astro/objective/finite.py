@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vae_astro.errors import InputError
+from vae_astro.late import LateValues
 
 __all__ = ["FiniteUpdates", "carried_by_gradient"]
 
@@ -40,10 +41,12 @@ class FiniteUpdates:
     def __init__(self) -> None:
         self.on_fault: Callable[[int], None] = _refuse
         self._first: Tensor | None = None
+        self._late = LateValues()
 
     def start(self, on_fault: Callable[[int], None] | None = None) -> None:
         """Forget what was noted; a fit begins."""
         self._first = None
+        self._late = LateValues()
         self.on_fault = on_fault or _refuse
 
     def clip(
@@ -90,6 +93,14 @@ class FiniteUpdates:
     def is_free_to_read(device: torch.device) -> bool:
         """Whether nobody has to wait for a number on ``device``."""
         return device.type == "cpu"
+
+    def poll(self) -> None:
+        """Tell `on_fault` what has come of the note as it was at the call before; nothing waits."""
+        for _, values in self._late.arrived():
+            if values["first"] >= 0:
+                self.on_fault(int(values["first"]))
+        if self._first is not None:
+            self._late.put(0, {"first": self._first})
 
     def read(self) -> None:
         """Wait for the device and tell `on_fault` if a step was held back since `start`."""

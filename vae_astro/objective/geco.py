@@ -138,7 +138,7 @@ class Geco:
         chi2 : Tensor, shape (B,)
             Of the batch, on the same device.
         """
-        whole = gather(chi2).float()
+        whole = gather(chi2, equal=True).float()
         median = _median(whole.clamp(max=1e30))  # between infinities lies NaN
         constraint = ((median - self.target_chi2) / self.tolerance).clamp(-1, 1)
         beta, average, n_seen = state.unbind()

@@ -60,6 +60,18 @@ class Optim:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name]
         return kind(module.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
 
+    @staticmethod
+    @torch.no_grad()
+    def lay_out(optimizer: torch.optim.Optimizer) -> None:
+        """Give the moments of a checkpoint the order in memory that the weights have here.
+
+        A fused optimiser goes through the memory of both and does not look at strides.
+        """
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter).copy_(value)
+
     def take_over(self, checkpoint: dict[str, Any]) -> None:
         """Give a saved optimiser and its schedule this learning rate, in place."""
         for state in checkpoint.get("optimizer_states", []):

@@ -75,7 +75,7 @@ class StampPanels(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if self._shown is None and trainer.is_global_zero:
-            self._shown = {name: value[: self.n_stamps] for name, value in batch.items()}
+            self._shown = {name: value[: self.n_stamps].clone() for name, value in batch.items()}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         elapsed = time.perf_counter() - self._started
