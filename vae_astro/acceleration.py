@@ -143,8 +143,8 @@ def compile_mode(
     """How a run should be compiled; None: not at all.
 
     ``auto`` compiles one process on CUDA where the run is long enough to pay for it. CUDA graphs
-    are taken for small batches, in one process: gradients that wait for the others, or for the next batch, lie
-    where a replayed graph writes.
+    are taken for small batches, in one process: gradients that wait for the others, or for the next
+    batch, lie where a replayed graph writes.
 
     Parameters
     ----------
