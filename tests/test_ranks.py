@@ -64,7 +64,7 @@ def test_the_variants_are_those_that_the_processes_know(found: list[dict[str, An
 def test_what_is_gathered_has_the_order_of_one_process(found: list[dict[str, Any]]) -> None:
     for one in found:
         assert one["gathered"] == list(range(7))
-        assert one["gathered masks"] == [[True, False], [True, False], [False, True], [True, True]]
+        assert one["gathered masks"] == [[True, False], [False, True], [True, False], [True, True]]
 
 
 def test_an_alarm_is_heard_by_all_at_the_same_step(found: list[dict[str, Any]]) -> None:

@@ -410,6 +410,7 @@ def test_a_schedule_is_fitted_to_the_length_of_the_run_and_a_controller_goes_on(
     class Run:
         estimated_stepping_batches = 1000
         global_step = 0
+        optimizers = ()
 
     linear, steered = small_vae(size=16), small_vae(size=16, beta={"name": "geco"})
     steered.schedule.controller.observe(torch.tensor([9.0]))

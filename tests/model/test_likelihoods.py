@@ -603,3 +603,18 @@ def test_resumed_sigma_goes_on_as_the_uninterrupted_one():
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_repr_names_the_likelihood(name):
     assert repr(built(name)).startswith(type(built(name)).__name__)
+
+
+def test_a_first_step_that_is_taken_again_counts_once_and_is_remembered() -> None:
+    made = SharedGaussian(n_bands=1, learn="gradient")
+    image, mask = torch.randn(4, 1, 8, 8), torch.ones(4, 1, 8, 8, dtype=torch.bool)
+    made.observe(image, torch.zeros_like(image), mask, image)
+    learned = made.scale.log_std.detach().clone()
+    made.scale.n_updates.zero_()  # what a step does that runs out of memory and is repeated
+    made.observe(image, torch.zeros_like(image), mask, image)
+    assert made.scale.n_updates.item() == 1
+    loaded = SharedGaussian(n_bands=1, learn="gradient")
+    loaded.load_state_dict(made.state_dict())
+    assert loaded.started
+    loaded.observe(9 * image, torch.zeros_like(image), mask, image)
+    assert torch.equal(loaded.scale.log_std, learned)
