@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.peers import peers_folder
 from benchmarks.stamps import export_batches
 from benchmarks.table import Row, not_measured, ratio_row, value_row
-from benchmarks.turns import Side, SideError, interleave, side, with_peers
+from benchmarks.turns import SideError, interleave, side, with_peers
 
 __all__ = ["ON_CPU", "Plan", "ddp_rows", "our_side", "question_rows", "training_rows"]
 
@@ -129,6 +129,7 @@ def question_rows(plan: Plan) -> Iterator[Row]:
     settings = plan.settings(
         "experiment=question_repaired", *ENDLESS, "optim.lr=1e-4", "optim.schedule=constant",
         "optim.warmup_steps=0", "data.batch_size=32",
+        f"data.n_stamps={plan.settings()['data']['n_stamps']}",
     )  # fmt: skip
     try:
         environment = ON_CPU | with_peers(peers_folder(plan.peers)) | {"KERAS_BACKEND": "torch"}
@@ -156,9 +157,3 @@ def ddp_rows(plan: Plan) -> Iterator[Row]:
         "two DDP processes on two cores", found["two"], found["one"], (0.85, 0.95),
         "one process on two cores, the same batch", "of the rate",
     )  # fmt: skip
-
-
-def seconds_a_step(ours: Side) -> tuple[float, float]:
-    """Seconds of the first step of an epoch, its order drawn, and of each of the others."""
-    said = ours.turn()
-    return said["first_step"], (said["seconds"] - said["first_step"]) / (said["n_steps"] - 1)
