@@ -224,7 +224,7 @@ def test_init_from_takes_what_fits_and_says_what_does_not(
         tmp_path, *SMALL, f"data.root={stamps}", "run_dir=run", "trainer.max_epochs=1",
         f"init_from={finished}", "model.latent_dim=6", "trainer.precision=bf16-mixed",
     )  # fmt: skip
-    assert "network.encoder.head.weight: (8, 192) in the checkpoint, (12, 192) here" in done.stdout
+    assert "network.encoder.head.weight: (8, 128) in the checkpoint, (12, 128) here" in done.stdout
     assert "network.encoder.trunk.1.weight" not in done.stdout
 
 

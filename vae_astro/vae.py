@@ -36,7 +36,7 @@ from vae_astro.settings import build, check_int, construct
 
 __all__ = ["VAE", "StampScores"]
 
-CHECKPOINT_FORMAT = 2  # raise it with every change to a network, so that no older one is misread
+CHECKPOINT_FORMAT = 1
 
 log = logging.getLogger(__name__)
 

@@ -34,23 +34,22 @@ class ResidualBlock(nn.Module):
     ----------
     n_channels : int
         Channels in and out, a multiple of 8.
-    last_kernel : {1, 3}
-        Height and width of the second convolution; the first is 3 x 3.
     """
 
-    def __init__(self, n_channels: int, last_kernel: int = 1) -> None:
+    def __init__(self, n_channels: int) -> None:
         super().__init__()
-        last = nn.Conv2d(n_channels, n_channels, last_kernel, padding=last_kernel // 2)
-        assert last.bias is not None
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
         self.body = nn.Sequential(
             nn.SiLU(),
             nn.Conv2d(n_channels, n_channels, 3, padding=1, bias=False),
             GroupNorm(8, n_channels),
             nn.SiLU(),
-            last,
+            nn.Conv2d(n_channels, n_channels, 3, padding=1),
         )
+        last = self.body[-1]
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as ``x`` (B, n_channels, H, W)."""

@@ -74,15 +74,15 @@ class ConvDecoder(nn.Module):
         cells = grid // GRID
         self.before = (grid - size) // 2
         self.trunk = nn.Sequential(
-            nn.Linear(latent_dim, 6 * width * cells**2),
-            nn.Unflatten(1, (6 * width, cells, cells)),
-            ResidualBlock(6 * width),
-            nn.Conv2d(6 * width, 8 * width, 1),
+            nn.Linear(latent_dim, 4 * width * cells**2),
+            nn.Unflatten(1, (4 * width, cells, cells)),
+            ResidualBlock(4 * width),
+            nn.Conv2d(4 * width, 8 * width, 3, padding=1),
             nn.PixelShuffle(2),
-            ResidualBlock(2 * width, last_kernel=3),
-            nn.Conv2d(2 * width, 4 * width, 1),
+            ResidualBlock(2 * width),
+            nn.Conv2d(2 * width, 4 * width, 3, padding=1),
             nn.PixelShuffle(2),
-            ResidualBlock(width, last_kernel=3),
+            ResidualBlock(width),
             nn.SiLU(),
             nn.Conv2d(width, 16 * n_bands, 3, padding=1),
             nn.PixelShuffle(4),

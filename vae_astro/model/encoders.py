@@ -69,16 +69,15 @@ class ConvEncoder(nn.Module):
     """Residual convolutions on a pixel-unshuffled stamp; any size from 16 up, any bands.
 
     The stamp is padded with sky (zeros) to a multiple of 16, folded 4 x 4 into channels, and halved
-    twice by 2 x 2 convolutions that do not overlap. Folding first keeps every convolution wide:
-    one-channel convolutions at full resolution run at a tenth of the rate. Group normalisation has
-    no batch statistics.
+    twice. Folding first keeps every convolution wide: one-channel convolutions at full resolution
+    run at a tenth of the rate. Group normalisation has no batch statistics.
 
     Parameters
     ----------
     n_bands, size, latent_dim : int
         C, H = W and Z.
     width : int
-        Channels at the finest of three resolutions; the others have two and six times as many.
+        Channels at the first of three resolutions; doubled at each halving.
     """
 
     def __init__(self, n_bands: int, size: int, latent_dim: int, width: int) -> None:
@@ -89,13 +88,13 @@ class ConvEncoder(nn.Module):
             nn.PixelUnshuffle(4),
             nn.Conv2d(16 * n_bands, width, 3, padding=1),
             ResidualBlock(width),
-            nn.Conv2d(width, 2 * width, 2, stride=2),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
             ResidualBlock(2 * width),
-            nn.Conv2d(2 * width, 6 * width, 2, stride=2),
-            ResidualBlock(6 * width),
+            nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1),
+            ResidualBlock(4 * width),
             nn.SiLU(),
         )
-        self.head = nn.Linear(6 * width * (grid // GRID) ** 2, 2 * latent_dim)
+        self.head = nn.Linear(4 * width * (grid // GRID) ** 2, 2 * latent_dim)
         _start_near_the_prior(self.head)
 
     def forward(self, image: Tensor) -> DiagonalGaussian:

@@ -141,7 +141,7 @@ def conv(
     minimum_rate_nats: float = 0.0,
     initialisation: str = "default",
 ) -> Network:
-    """The default: residual convolutions, 1.2 million parameters at width 32 and 63x63."""
+    """The default: residual convolutions, 1.3 million parameters at width 32 and 63x63."""
     check_int("model.latent_dim", latent_dim, minimum=1, maximum=MOST_UNITS)
     if check_int("model.width", width, minimum=8, maximum=MOST_UNITS) % 8:
         raise InputError(f"model.width must be a multiple of 8, got {width}")
