@@ -24,6 +24,7 @@ COMMON = (
     "data.size=32",
     "model.latent_dim=16",
     "trainer=cpu",
+    "trainer.precision=32-true",
     "callbacks.progress=false",
     "callbacks.time_share=0",
 )

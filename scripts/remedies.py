@@ -31,6 +31,7 @@ LEAST_NATS = 0.5
 COMMON = (
     "data.size=32",
     "trainer=cpu",
+    "trainer.precision=32-true",
     "collapse.action=warn",
     "callbacks.progress=false",
     "callbacks.time_share=0",

@@ -22,6 +22,7 @@ COMMON = (
     "data.val_fraction=0.2",
     "data.test_fraction=0",
     "trainer=cpu",
+    "trainer.precision=32-true",
     "callbacks.progress=false",
     "callbacks.time_share=0",
 )
