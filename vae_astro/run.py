@@ -362,6 +362,7 @@ def _in_sweep() -> bool:
 
 def _seed(seed: int) -> None:
     """Seed everything; Lightning's own way would do it again where processes come together."""
+    os.environ.pop("PL_GLOBAL_SEED", None)  # so would one that was left in the environment
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # what scikit-learn draws from
     torch.manual_seed(seed)

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-__all__ = ["SIGNALS", "Stopped", "exit_status", "heeded", "last_words", "leave", "note",
+__all__ = ["SIGNALS", "Stopped", "exit_status", "forget", "heeded", "last_words", "leave", "note",
            "raise_if_told"]  # fmt: skip
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -41,6 +41,12 @@ def note(number: int) -> None:
     """Keep in mind which signal has come."""
     global _told
     _told = number
+
+
+def forget() -> None:
+    """Begin anew: what stopped an earlier fit of this process does not stop the next."""
+    global _told
+    _told = None
 
 
 def raise_if_told() -> None:

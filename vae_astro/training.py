@@ -40,7 +40,7 @@ from vae_astro.processes import strategy_of
 from vae_astro.report.callbacks import ProgressBar, StampPanels
 from vae_astro.report.full_disk import Curves
 from vae_astro.settings import check_bool, check_int, check_number
-from vae_astro.stopping import exit_status, raise_if_told
+from vae_astro.stopping import exit_status, forget, raise_if_told
 from vae_astro.vae import VAE
 
 __all__ = [
@@ -281,6 +281,7 @@ def fit(
         n_steps_before = load_checkpoint(resume)["global_step"]
     trainer = attempt.trainer
     _accelerate(attempt, vae, datamodule, n_steps_before)
+    forget()
     began = time.perf_counter()
     try:
         trainer.fit(vae, datamodule=datamodule, ckpt_path=resume, weights_only=True)
