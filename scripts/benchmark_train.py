@@ -42,7 +42,7 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale((BATCH,), 7, 20_000, 5, 1),
+    "full": Scale((BATCH,), 5, 20_000, 5, 1),
     "small": Scale(("data.n_stamps=160", "data.size=16", "data.batch_size=16"), 1, 100, 1, 1),
 }
 
