@@ -19,7 +19,7 @@ class GroupNorm(nn.GroupNorm):
     """Group normalisation in float32 (Wu & He 2018), whatever the rest computes in.
 
     Statistics want the digits; and of channels that lie last, torch normalises bfloat16 on a
-    processor at a tenth of the rate of float32.
+    processor several times slower than float32.
     """
 
     def forward(self, input: Tensor) -> Tensor:
