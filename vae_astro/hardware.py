@@ -17,7 +17,9 @@ from vae_astro.settings import check_bool, check_choice, check_int
 
 __all__ = [
     "CPU_BATCH",
+    "EPOCHS",
     "PRECISIONS",
+    "USUAL_STEPS",
     "Machine",
     "Setup",
     "batch_size_for",
@@ -42,8 +44,10 @@ KEPT_BYTES = 2**30
 
 CPU_BATCH = 64
 LARGEST_BATCH = 4096
-FEWEST_STEPS = 1500
-"""Optimiser steps that ten epochs are left with, where the batch is chosen."""
+USUAL_STEPS = 1500
+"""Optimiser steps of a run whose length or batch is not given, ..."""
+EPOCHS = (10, 300)
+"""... within these bounds of its epochs."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +147,13 @@ def batch_size_for(machine: Machine, n_stamps: int, n_ranks: int = 1) -> int:
     """Stamps in a batch where none is asked for.
 
     On a processor 64: it computes no faster with more. A GPU would wait for work with so few: it
-    gets the largest power of two that leaves `FEWEST_STEPS` optimiser steps in ten epochs of
-    ``n_stamps``, from 64 to `LARGEST_BATCH`. Rounded up to equal parts for ``n_ranks`` processes.
+    gets the largest power of two that leaves `USUAL_STEPS` optimiser steps in the fewest `EPOCHS`
+    of ``n_stamps``, from 64 to `LARGEST_BATCH`. Rounded up to equal parts for ``n_ranks``
+    processes.
     """
     size = CPU_BATCH
     if machine.accelerator != "cpu":
-        most = max(10 * n_stamps // FEWEST_STEPS, 1)
+        most = max(EPOCHS[0] * n_stamps // USUAL_STEPS, 1)
         size = min(max(2 ** (most.bit_length() - 1), CPU_BATCH), LARGEST_BATCH)
     return -(-size // n_ranks) * n_ranks
 

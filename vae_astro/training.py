@@ -34,7 +34,7 @@ from vae_astro.collapse.rescue import Plan, changes
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
 from vae_astro.faults import FiniteGuard
-from vae_astro.hardware import Machine, Setup, take
+from vae_astro.hardware import EPOCHS, USUAL_STEPS, Machine, Setup, take
 from vae_astro.model.micro_batches import micro_batch_size
 from vae_astro.processes import strategy_of
 from vae_astro.report.callbacks import ProgressBar, StampPanels
@@ -55,10 +55,6 @@ __all__ = [
     "set_length",
 ]
 
-USUAL_STEPS = 1500
-"""Optimiser steps of a run whose length is not given, ..."""
-EPOCHS = (10, 300)
-"""... within these bounds."""
 STEPS_BETWEEN_VALIDATIONS = 50
 """So that a small data set does not spend its time on validation."""
 SHORTEST_REST = 0.5

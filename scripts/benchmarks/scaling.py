@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,14 @@ def _slope(points: Sequence[Point]) -> float:
 
 @dataclass(frozen=True)
 class Extent:
-    """How far it is measured."""
+    """How far it is measured, and over how many steps."""
 
     n_stamps: tuple[int, ...]
     sizes: tuple[int, ...]
     n_bands: tuple[int, ...]
     latent_dims: tuple[int, ...]
     n_steps: int
+    n_steps_of_shape: int
     n_drawn: int
 
 
@@ -85,66 +87,84 @@ EXTENTS = {
         (1, 2, 3, 4, 5, 6),
         (2, 8, 16, 64, 256),
         n_steps=200,
+        n_steps_of_shape=30,
         n_drawn=2048,
     ),
-    "small": Extent((300, 600), (16, 32), (1, 2), (2, 4), n_steps=4, n_drawn=150),
+    "small": Extent(
+        (300, 600), (16, 32), (1, 2), (2, 4), n_steps=4, n_steps_of_shape=4, n_drawn=150
+    ),
 }
 SIDE = 64
 """Pixels of a side where bands or latent units grow."""
 
 
 def measure_scaling(plan: Plan, size: str) -> Iterator[Series]:
-    """The four series, each point in a process of its own."""
+    """The four series; the points of each take turns, every one in a process of its own."""
     extent = EXTENTS[size]
-    stamps = [_many_stamps(plan, extent, n) for n in extent.n_stamps]
-    yield Series("number of stamps", "s for an epoch", stamps)
-    sizes = [
-        _stamps_of(plan, extent, side, 1, 16, f"{side}x{side}", side**2) for side in extent.sizes
+    yield _stamps(plan, extent)
+    shapes = [
+        ("pixels of a stamp", [(side, 1, 16, f"{side}x{side}", side**2) for side in extent.sizes]),
+        ("bands", [(SIDE, n, 16, str(n), n) for n in extent.n_bands]),
+        ("latent units", [(SIDE, 1, n, str(n), n) for n in extent.latent_dims]),
     ]
-    yield Series("pixels of a stamp", "ms for a stamp", sizes)
-    bands = [_stamps_of(plan, extent, SIDE, n, 16, str(n), n) for n in extent.n_bands]
-    yield Series("bands", "ms for a stamp", bands)
-    units = [_stamps_of(plan, extent, SIDE, 1, n, str(n), n) for n in extent.latent_dims]
-    yield Series("latent units", "ms for a stamp", units)
+    for what, points in shapes:
+        settings = {
+            label: _settings_of(plan, extent, side, n_bands, latent_dim)
+            for side, n_bands, latent_dim, label, _ in points
+        }
+        paces = _in_turns(plan, settings)
+        yield Series(
+            what,
+            "ms for a stamp",
+            [
+                Point(label, x, pace.later / pace.n_batch, f"{pace.rate:,.0f} stamps/s")
+                for pace, (*_, label, x) in zip(paces, points, strict=True)
+            ],
+        )
 
 
-def _stamps_of(
-    plan: Plan, extent: Extent, side: int, n_bands: int, latent_dim: int, label: str, x: float
-) -> Point:
-    """Cost of a stamp of this shape."""
+def _settings_of(
+    plan: Plan, extent: Extent, side: int, n_bands: int, latent_dim: int
+) -> dict[str, Any]:
     path = plan.folder / f"{side}-{n_bands}.npy"
     if not path.exists():
         write_array(path, extent.n_drawn, n_bands, side)
-    settings = _settings(plan, path, extent, f"model.latent_dim={latent_dim}")
-    _, seconds, n_stamps = _steps(plan, f"{side}-{n_bands}-{latent_dim}", settings)
-    rate = f"{n_stamps / seconds:,.0f} stamps/s"
-    return Point(label, x, seconds / n_stamps, rate)
+    n_steps = extent.n_steps_of_shape
+    return _settings(plan, path, n_steps, f"model.latent_dim={latent_dim}")
 
 
-def _many_stamps(plan: Plan, extent: Extent, n_stamps: int) -> Point:
+def _stamps(plan: Plan, extent: Extent) -> Series:
     """Cost of an epoch: of its start, with the order drawn, and of all its steps."""
-    written = min(n_stamps, MOST_STAMPS_WRITTEN)
-    path = plan.folder / f"{written}-stamps.npy"
-    if not path.exists():
-        write_array(path, written, 1, SMALLEST)
-    settings = _settings(plan, path, extent)
-    data = open_store(settings)
-    rest = "steps of it measured"
-    if n_stamps > written:
-        store = plan.folder / f"{n_stamps}-store"
-        repeated_store(data.store, store, n_stamps)
-        settings["data"]["root"] = str(store)
-        rest += f"; the shards of {written:,} stamps, listed {n_stamps // written} times"
-    settings["trainer"]["limit_train_batches"] = None
-    n_steps = open_store(settings).steps_per_epoch()
-    settings["trainer"]["limit_train_batches"] = min(extent.n_steps, n_steps)
-    first, later, n_batch = _steps(plan, f"{n_stamps}-stamps", settings)
-    note = f"{n_batch / later:,.0f} stamps/s, {first:.2g} s for the first step; "
-    measured = f"{min(extent.n_steps, n_steps)} of {n_steps:,} {rest}"
-    return Point(f"{n_stamps:,}", n_stamps, first + (n_steps - 1) * later, note + measured)
+    settings, in_all, notes = {}, [], []
+    for n_stamps in extent.n_stamps:
+        written = min(n_stamps, MOST_STAMPS_WRITTEN)
+        path = plan.folder / f"{written}-stamps.npy"
+        if not path.exists():
+            write_array(path, written, 1, SMALLEST)
+        own = _settings(plan, path, extent.n_steps)
+        data = open_store(own)
+        note = "steps of it measured"
+        if n_stamps > written:
+            store = plan.folder / f"{n_stamps}-store"
+            repeated_store(data.store, store, n_stamps)
+            own["data"]["root"] = str(store)
+            note += f"; the shards of {written:,} stamps, listed {n_stamps // written} times"
+        own["trainer"]["limit_train_batches"] = None
+        n_steps = open_store(own).steps_per_epoch()
+        own["trainer"]["limit_train_batches"] = extent.n_steps  # or all there are
+        settings[f"{n_stamps:,}"] = own
+        in_all.append(n_steps)
+        notes.append(f"{min(extent.n_steps, n_steps)} of {n_steps:,} {note}")
+    points = []
+    paces = _in_turns(plan, settings)
+    for label, n_steps, note, pace in zip(settings, in_all, notes, paces, strict=True):
+        said = f"{pace.rate:,.0f} stamps/s, {pace.first:.2g} s for the first step; {note}"
+        seconds = pace.first + (n_steps - 1) * pace.later
+        points.append(Point(label, float(label.replace(",", "")), seconds, said))
+    return Series("number of stamps", "s for an epoch", points)
 
 
-def _settings(plan: Plan, path: Path, extent: Extent, *overrides: str) -> dict[str, Any]:
+def _settings(plan: Plan, path: Path, n_steps: int, *overrides: str) -> dict[str, Any]:
     return plan.compose(
         [
             "data=arrays",
@@ -152,7 +172,7 @@ def _settings(plan: Plan, path: Path, extent: Extent, *overrides: str) -> dict[s
             "data.axes=NCHW",
             f"data.store_dir={plan.folder / 'stores'}",
             f"data.batch_size={plan.settings()['data']['batch_size']}",
-            f"trainer.limit_train_batches={extent.n_steps}",
+            f"trainer.limit_train_batches={n_steps}",
             "trainer.limit_val_batches=1",
             *ENDLESS,
             *overrides,
@@ -160,18 +180,37 @@ def _settings(plan: Plan, path: Path, extent: Extent, *overrides: str) -> dict[s
     )
 
 
-def _steps(plan: Plan, name: str, settings: dict[str, Any]) -> tuple[float, float, int]:
+@dataclass(frozen=True)
+class Pace:
     """Median seconds of the first step of an epoch and of a later one, and stamps in a step."""
-    first, later = [], []
-    settings["trainer"]["limit_train_batches"] = _no_more_than_there_are(settings)
-    with our_side(plan, name, settings, ON_CPU) as ours:
-        ours.turn()
-        for _ in range(plan.n_rounds):
-            said = ours.turn()
-            first.append(said["first_step"])
-            later.append((said["seconds"] - said["first_step"]) / (said["n_steps"] - 1))
-    n_batch = said["n_stamps"] // said["n_steps"]
-    return statistics.median(first), statistics.median(later), n_batch
+
+    first: float
+    later: float
+    n_batch: int
+
+    @property
+    def rate(self) -> float:
+        """Stamps a second, but for the first step."""
+        return self.n_batch / self.later
+
+
+def _in_turns(plan: Plan, settings: Mapping[str, dict[str, Any]]) -> list[Pace]:
+    """Each of the trainings, an epoch a turn, so that what slows the machine slows all."""
+    with ExitStack() as stack:
+        sides = []
+        for name, own in settings.items():
+            own["trainer"]["limit_train_batches"] = _no_more_than_there_are(own)
+            file = name.replace(",", "")
+            sides.append(stack.enter_context(our_side(plan, file, own, ON_CPU)))
+            sides[-1].turn()
+        rounds = [[side.turn() for side in sides] for _ in range(plan.n_rounds)]
+    return [_pace(said) for said in zip(*rounds, strict=True)]
+
+
+def _pace(turns: Sequence[Mapping[str, Any]]) -> Pace:
+    later = [(said["seconds"] - said["first_step"]) / (said["n_steps"] - 1) for said in turns]
+    first = statistics.median(said["first_step"] for said in turns)
+    return Pace(first, statistics.median(later), turns[0]["n_stamps"] // turns[0]["n_steps"])
 
 
 def _no_more_than_there_are(settings: dict[str, Any]) -> int:
