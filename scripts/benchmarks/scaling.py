@@ -112,7 +112,7 @@ def measure_scaling(plan: Plan, size: str) -> Iterator[Series]:
             label: _settings_of(plan, extent, side, n_bands, latent_dim)
             for side, n_bands, latent_dim, label, _ in points
         }
-        paces = _in_turns(plan, settings)
+        paces = _in_turns(plan, what, settings)
         yield Series(
             what,
             "ms for a stamp",
@@ -135,6 +135,7 @@ def _settings_of(
 
 def _stamps(plan: Plan, extent: Extent) -> Series:
     """Cost of an epoch: of its start, with the order drawn, and of all its steps."""
+    what = "number of stamps"
     settings, in_all, notes = {}, [], []
     for n_stamps in extent.n_stamps:
         written = min(n_stamps, MOST_STAMPS_WRITTEN)
@@ -156,12 +157,12 @@ def _stamps(plan: Plan, extent: Extent) -> Series:
         in_all.append(n_steps)
         notes.append(f"{min(extent.n_steps, n_steps)} of {n_steps:,} {note}")
     points = []
-    paces = _in_turns(plan, settings)
+    paces = _in_turns(plan, what, settings)
     for label, n_steps, note, pace in zip(settings, in_all, notes, paces, strict=True):
         said = f"{pace.rate:,.0f} stamps/s, {pace.first:.2g} s for the first step; {note}"
         seconds = pace.first + (n_steps - 1) * pace.later
         points.append(Point(label, float(label.replace(",", "")), seconds, said))
-    return Series("number of stamps", "s for an epoch", points)
+    return Series(what, "s for an epoch", points)
 
 
 def _settings(plan: Plan, path: Path, n_steps: int, *overrides: str) -> dict[str, Any]:
@@ -194,14 +195,14 @@ class Pace:
         return self.n_batch / self.later
 
 
-def _in_turns(plan: Plan, settings: Mapping[str, dict[str, Any]]) -> list[Pace]:
+def _in_turns(plan: Plan, what: str, settings: Mapping[str, dict[str, Any]]) -> list[Pace]:
     """Each of the trainings, an epoch a turn, so that what slows the machine slows all."""
     with ExitStack() as stack:
         sides = []
-        for name, own in settings.items():
+        for label, own in settings.items():
             own["trainer"]["limit_train_batches"] = _no_more_than_there_are(own)
-            file = name.replace(",", "")
-            sides.append(stack.enter_context(our_side(plan, file, own, ON_CPU)))
+            name = f"{what}-{label}".replace(",", "").replace(" ", "-")
+            sides.append(stack.enter_context(our_side(plan, name, own, ON_CPU)))
             sides[-1].turn()
         rounds = [[side.turn() for side in sides] for _ in range(plan.n_rounds)]
     return [_pace(said) for said in zip(*rounds, strict=True)]
