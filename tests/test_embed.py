@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from astropy.io import fits
+from astropy.table import Table
 from hydra import compose, initialize_config_dir
 from lightning import Trainer
 from omegaconf import OmegaConf
@@ -159,6 +160,18 @@ def vae_settings(sky: Path) -> dict[str, Any]:
     checkpoint = torch.load(sky / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     data: dict[str, Any] = checkpoint["vae_astro"]["settings"]["data"]
     return {**data, "normalize": {"softening": 2.0}, "size": SIZE}
+
+
+def test_a_fits_table_holds_what_a_parquet_file_holds(run: Embed, tmp_path: Path) -> None:
+    out = tmp_path / "a.fits"
+    run(f"out={out}", "scores=true")
+    rows = Table.read(out)
+    parquet = run("scores=true")
+    assert rows.colnames == pq.read_schema(parquet).names
+    for name in ("index", "latent_mean", "kl_nats"):
+        np.testing.assert_array_equal(np.array(rows[name]), column(parquet, name))
+    assert json.loads(fits.getheader(out, 1)["VAEASTRO"])["split"] == "all"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fits", "a.parquet"]
 
 
 def test_splits_are_those_of_the_training(run: Embed) -> None:
