@@ -61,6 +61,7 @@ def three_shapes() -> list[dict[str, torch.Tensor]]:
 
 BATCHES = three_shapes()
 MIXTURE = {"name": "mixture", "n_components": 3, "warmup_epochs": 2}
+QUICK = {"lr": 3e-3, "warmup_steps": 0}
 VAMP = {"name": "vamp", "n_pseudo_inputs": 6}
 
 
@@ -96,7 +97,7 @@ def same_state(one: VAE, other: VAE) -> None:
 
 
 def test_three_shapes_become_three_components(tmp_path: Path) -> None:
-    vae = fitted(tmp_path, small_vae({**MIXTURE, "warmup_epochs": 15}, optim={"lr": 3e-3}), 30)
+    vae = fitted(tmp_path, small_vae({**MIXTURE, "warmup_epochs": 12}, optim=QUICK), 20)
     prior = vae.prior
     assert isinstance(prior, MixturePrior)
     image = torch.cat([batch["image"] for batch in BATCHES])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vae_astro.errors import InputError
 from vae_astro.model.minimum_rate import MinimumRate
+from vae_astro.model.networks import Network
 from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.objective.kl import gaussian_kl_per_unit
 
@@ -30,6 +31,8 @@ class Prior(nn.Module, ABC):
     """
 
     name: str
+    epoch: Tensor
+    """Of a prior that learns: the last for which `begin_epoch` was called; a buffer."""
     learns: bool = False
     """Whether it has parameters, and something to do at the beginning of an epoch."""
     draws: bool = False
@@ -76,7 +79,7 @@ class Prior(nn.Module, ABC):
     def observe(self, posterior: DiagonalGaussian) -> None:
         """Take note of a training batch; nothing is read back from the device here."""
 
-    def attach(self, network: nn.Module) -> None:
+    def attach(self, network: Network) -> None:
         """Get to know the network that the codes are of.
 
         Raises

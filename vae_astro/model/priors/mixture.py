@@ -82,7 +82,6 @@ class MixturePrior(Prior):
     name = "mixture"
     learns = True
     started: Tensor
-    epoch: Tensor
     occupied: Tensor
     n_batches: Tensor
     n_reseeded: Tensor

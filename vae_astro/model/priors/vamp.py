@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_astro.errors import InputError
+from vae_astro.model.networks import Network
 from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.model.priors.base import Prior
 from vae_astro.model.priors.components import (
@@ -58,7 +59,6 @@ class VampPrior(Prior):
     draws = True
     starts_from = "stamps"
     started: Tensor
-    epoch: Tensor
 
     def __init__(
         self, latent_dim: int, stamp_shape: Sequence[int], n_pseudo_inputs: int = 64
@@ -71,7 +71,7 @@ class VampPrior(Prior):
         self.register_buffer("epoch", torch.tensor(-1))
         self._encode: Callable[[Tensor], DiagonalGaussian] | None = None
 
-    def attach(self, network: nn.Module) -> None:
+    def attach(self, network: Network) -> None:
         """See `Prior`; the encoder stays the network's own."""
         super().attach(network)
         self._encode = network.encode  # a method, so that no weight is there twice
