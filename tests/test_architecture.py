@@ -17,7 +17,7 @@ STOREYS = [
     {"settings", "folders", "stopping", "ranks", "late"},
     {"hardware"},
     {"data", "model", "objective"},
-    {"parts", "guarded_steps"},
+    {"parts", "guarded_steps", "prior_epochs"},
     {"vae"},
     {"collapse", "evaluate", "checkpoint", "acceleration", "faults"},
     {"report", "catalogue", "processes"},

@@ -17,7 +17,7 @@ from vae_astro.ranks import Alarm, gather, mean_over_ranks, n_ranks, own_rows, r
 
 TWO_RANKS = Path(__file__).with_name("two_ranks.py")
 VARIANTS = ("sigma", "learned by gradient", "student_t", "free bits", "capacity", "geco",
-            "minimum rate")  # fmt: skip
+            "minimum rate", "mixture", "vamp")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "capacity": {"beta": {"name": "capacity", "capacity_nats": 1.0, "warmup_steps": 1}},
     "geco": {"beta": {"name": "geco", "target_chi2": 2.0, "tolerance": 3.0}},
     "minimum rate": {"model": {"name": "linear", "latent_dim": 3, "minimum_rate_nats": 2.0}},
+    "mixture": {"prior": {"name": "mixture", "n_components": 4}},
+    "vamp": {"prior": {"name": "vamp", "n_pseudo_inputs": 4}},
 }
 
 
@@ -50,6 +52,10 @@ def figures(parts: dict[str, Any], stamps: dict[str, Tensor]) -> dict[str, Any]:
     torch.manual_seed(3)
     vae = VAE([1, SIZE, SIZE], **{"model": {"name": "linear", "latent_dim": 3}, **parts})
     vae.schedule = vae._schedule_of(10)
+    if vae.prior.learns:  # as it is when its first epoch begins
+        of_all = batch()["image"]
+        codes = torch.randn(30, 3, generator=torch.Generator().manual_seed(4))
+        vae.prior.begin_epoch(9, 10, of_all[:4] if vae.prior.starts_from == "stamps" else codes)
     capacity = vae.schedule.capacity_nats
     if capacity is not None:  # it starts at 0
         vae.schedule = replace(vae.schedule, capacity_nats=lambda step: capacity(5))

@@ -86,8 +86,9 @@ class CompiledParts(Parts):
             return super().train(*given)
         if self.mode == "reduce-overhead":
             # gradients of the step before lie where the graphs will write
-            for parameter in (*self.network.parameters(), *self.likelihood.parameters()):
-                parameter.grad = None
+            for module in (self.network, self.likelihood, self.prior):
+                for parameter in module.parameters():
+                    parameter.grad = None
             torch.compiler.cudagraph_mark_step_begin()
         return self._train(*given)
 

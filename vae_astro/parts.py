@@ -15,7 +15,7 @@ from vae_astro.data.normalize import Normalizer
 from vae_astro.model.likelihoods import Likelihood
 from vae_astro.model.networks import Network
 from vae_astro.model.posterior import DiagonalGaussian
-from vae_astro.model.priors import StandardNormal
+from vae_astro.model.priors import Prior
 from vae_astro.objective.beta import RatePenalty, Schedule
 from vae_astro.objective.elbo import Elbo
 from vae_astro.objective.geco import Geco, chi2_per_pixel
@@ -85,7 +85,7 @@ class Parts:
         self,
         network: Network,
         likelihood: Likelihood,
-        prior: StandardNormal,
+        prior: Prior,
         normalizer: Normalizer,
     ) -> None:
         self.network = network
@@ -123,6 +123,7 @@ class Parts:
         """
         posterior = self.network.encode(image)
         output = self.network.decode(self.network.sample(posterior, eps))
+        self.prior.observe(posterior)
         beta, state = weights.beta, weights.controller
         if observes:
             with torch.no_grad():
@@ -135,7 +136,7 @@ class Parts:
             beta = beta * state[0].to(beta.dtype)
         elbo = Elbo(
             self.likelihood.training_term(image, output, mask, noise),
-            self.prior.kl_per_unit(posterior),
+            self.prior.divergence(posterior, eps),
         )
         penalty = RatePenalty(beta, free_bits_nats, weights.capacity_nats)  # type: ignore[arg-type]
         loss = elbo.loss(penalty)
@@ -149,7 +150,7 @@ class Parts:
         reconstruction = self.likelihood.log_density(image, output, mask, noise)
         location = self.likelihood.location(self.network.decode(posterior.mean))
         chi2 = self._chi2(image, location, mask, noise)
-        kl = self.prior.kl_per_unit(posterior)
+        kl = self.prior.divergence(posterior, eps)
         return Evaluated(*_both(posterior), reconstruction, kl, location, chi2)
 
     def _chi2(self, image: Tensor, location: Tensor, mask: Tensor, noise: Tensor) -> Tensor:

@@ -275,6 +275,12 @@ def _forecast(attempt: Attempt, vae: VAE, datamodule: StampDataModule) -> Foreca
         return None
     for line in foreseen.lines:
         log.info("%s", line)
+    if vae.prior.learns:
+        log.info(
+            "the forecast is that of a unit Gaussian prior; prior=%s learns, and at its best costs "
+            "no more than that",
+            vae.prior.name,
+        )
     right = outlook_set_right(foreseen.spectrum, vae.latent_dim)
     attempt.monitor.expect(right.active_units, may_live=foreseen.verdict != "full")
     return foreseen

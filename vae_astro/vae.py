@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import vae_astro
+from vae_astro import prior_epochs
 from vae_astro.data.batches import Batch
 from vae_astro.data.normalize import NormalizedStamps, Normalizer
 from vae_astro.data.stamp import SMALLEST_STAMP, fit_to_size
@@ -122,8 +123,14 @@ class VAE(GuardedSteps):
             "likelihood", LIKELIHOODS, likelihood or {"name": "sigma"}, n_bands=n_bands
         )
         self.prior = build(
-            "prior", PRIORS, prior or {"name": "standard"}, latent_dim=self.latent_dim
+            "prior",
+            PRIORS,
+            prior or {"name": "standard"},
+            latent_dim=self.latent_dim,
+            stamp_shape=self.stamp_shape,
+            clustered_units=getattr(self.network, "clustered_units", None),
         )
+        self.prior.attach(self.network)
         self.beta_settings = dict(beta or {"name": "linear"})
         self.schedule = self._schedule_of(1)  # made again when the length of the run is known
         self.parts = Parts(self.network, self.likelihood, self.prior, self.normalizer)
@@ -307,6 +314,7 @@ class VAE(GuardedSteps):
     def on_train_start(self) -> None:
         for optimizer in self.trainer.optimizers:
             self.optim.lay_out(optimizer)
+        prior_epochs.check_run(self.prior, self.trainer)
         total_steps = int(self.trainer.estimated_stepping_batches)
         if self.global_step and total_steps != self.total_steps:
             log.warning(
@@ -318,6 +326,9 @@ class VAE(GuardedSteps):
         self.total_steps = total_steps
         if self.schedule.controller is None:  # a controller goes on from where it is
             self.schedule = self._schedule_of(total_steps)
+
+    def on_train_epoch_start(self) -> None:
+        prior_epochs.begin_epoch(self.prior, self.network, self.trainer)
 
     def _schedule_of(self, total_steps: int) -> Schedule:
         return build("beta", SCHEDULES, self.beta_settings, total_steps=total_steps)
@@ -363,7 +374,10 @@ class VAE(GuardedSteps):
             columns["chi2_per_pixel"] = scores.chi2_per_pixel
         else:
             posterior = self.network.encode(batch["image"])
-            kl = self.prior.kl_per_unit(posterior).sum(dim=1)
+            eps = posterior.mean
+            if self.prior.draws:  # the hash of a hundred million rows takes a while
+                eps = self.evaluation_noise(batch["index"])
+            kl = self.prior.divergence(posterior, eps).sum(dim=1)
         columns |= {"latent_mean": posterior.mean, "latent_std": posterior.std, "kl_nats": kl}
         return columns
 
@@ -410,8 +424,9 @@ class VAE(GuardedSteps):
     @torch.inference_mode()
     def sample(self, n: int, seed: int = 0) -> np.ndarray:
         """Expected pixels of ``n`` codes from the prior, shape (n, C, H, W), normalised."""
+        self.eval()
         z = self.prior.sample(n, torch.Generator().manual_seed(seed))
-        return self.eval().decode(z.to(self.device)).cpu().numpy()
+        return self.decode(z.to(self.device)).cpu().numpy()
 
     def evaluation_noise(self, index: Tensor) -> Tensor:
         """Standard normal noise (B, Z) that the stamps of ``index`` (B,) keep in evaluation."""

@@ -69,16 +69,17 @@ def information_of(vae: VAE, batches: Iterable[Batch]) -> Information | None:
     for batch in batches:
         index = batch["index"].to(vae.device)
         posterior = vae.network.encode(batch["image"].to(vae.device))
+        eps = vae.evaluation_noise(index)
         values = (
             posterior.mean,
             posterior.log_var,
-            vae.prior.kl_per_unit(posterior),
-            vae.evaluation_noise(index),
+            vae.prior.divergence(posterior, eps),
+            eps,
         )
         for column, value in zip(columns, values, strict=True):
             column.append(value.float().cpu().numpy())
-    mean, log_var, kl_per_unit, eps = (np.concatenate(column) for column in columns)
-    return measure_information(mean, log_var, kl_per_unit, eps)
+    mean, log_var, kl_per_unit, noise = (np.concatenate(column) for column in columns)
+    return measure_information(mean, log_var, kl_per_unit, noise)
 
 
 def measure_information(

@@ -44,7 +44,8 @@ class Validation:
     state : State
         Of the run from there on.
     active_units : int
-        Units whose posterior mean varies by more than 0.01 (Burda et al. 2016).
+        Units whose posterior mean varies by more than 0.01 of the prior's variance (Burda et al.
+        2016).
     kl_per_unit_nats : list of float
         Mean divergence of each unit from the prior.
     mutual_information_nats, aggregate_mismatch_nats : float or None
@@ -205,7 +206,11 @@ class CollapseMonitor(Callback):
         return self.health is not None and self.health.is_well and not spoiled
 
     def _judged(self, trainer: Trainer, vae: VAE, columns: dict[str, Tensor]) -> Validation:
-        verdict = judge(columns["mean"].cpu().numpy(), columns["kl"].cpu().numpy())
+        verdict = judge(
+            columns["mean"].cpu().numpy(),
+            columns["kl"].cpu().numpy(),
+            vae.prior.unit_std().cpu().numpy(),
+        )
         chosen = choose_stamps(len(columns["index"]))
         few = {name: values.float().cpu().numpy()[chosen] for name, values in columns.items()}
         eps = vae.evaluation_noise(columns["index"].cpu()[chosen]).numpy()

@@ -55,7 +55,9 @@ class CollapseVerdict:
         )
 
 
-def judge(means: np.ndarray, kl_per_unit: np.ndarray) -> CollapseVerdict:
+def judge(
+    means: np.ndarray, kl_per_unit: np.ndarray, unit_std: np.ndarray | float = 1.0
+) -> CollapseVerdict:
     """Judge a model by its posteriors over many stamps.
 
     Parameters
@@ -64,6 +66,8 @@ def judge(means: np.ndarray, kl_per_unit: np.ndarray) -> CollapseVerdict:
         Posterior means.
     kl_per_unit : ndarray, shape (N, Z)
         Divergence of each unit for each stamp, in nats.
+    unit_std : ndarray, shape (Z,), or float
+        Of the prior: `ACTIVE_VARIANCE` is in units of its square.
 
     Returns
     -------
@@ -79,7 +83,8 @@ def judge(means: np.ndarray, kl_per_unit: np.ndarray) -> CollapseVerdict:
             "posteriors are not finite: the run diverged; lower optim.lr, or look for extreme "
             "pixels and set data.normalize.saturation"
         )
-    active_units = int((np.var(means, axis=0, dtype=np.float64) > ACTIVE_VARIANCE).sum())
+    variance = np.var(means, axis=0, dtype=np.float64)
+    active_units = int((variance > ACTIVE_VARIANCE * np.square(unit_std)).sum())
     mean_kl = kl_per_unit.mean(axis=0, dtype=np.float64)
     latent_dim = means.shape[1]
     verdict = verdict_of(active_units, latent_dim, float(mean_kl.sum()))

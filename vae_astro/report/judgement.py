@@ -67,15 +67,17 @@ def judge_run(
     rows = np.unique(np.concatenate([datamodule.val_rows, datamodule.test_rows, labelled]))
     table = score_stamps(vae, datamodule.in_order(rows, on_device=True))
     held_out, test = table.of(datamodule.val_rows), table.of(datamodule.test_rows)
-    verdict = judge(held_out.mean, held_out.kl_per_unit)
+    unit_std = vae.prior.unit_std().cpu().numpy()
+    verdict = judge(held_out.mean, held_out.kl_per_unit, unit_std)
     classes = score_against_labels(
         table.of(labelled).mean, labels[labelled], datamodule.in_order(labelled)
     )
-    meaning = _meaning(held_out, datamodule)
+    meaning = _meaning(held_out, unit_std, datamodule)
     explanation = explain(verdict, foreseen, meaning, circumstances)
     metrics = summary.metrics_of(held_out, test, verdict, classes, datamodule)
     few = datamodule.val_rows[choose_stamps(len(datamodule.val_rows))]
     information = information_of(vae, datamodule.in_order(few, on_device=True))
+    metrics["prior"] = vae.prior.as_dict()
     for name in ("mutual_information_nats", "aggregate_mismatch_nats"):
         metrics["collapse"][name] = None if information is None else getattr(information, name)
     metrics["collapse"] |= {
@@ -88,9 +90,12 @@ def judge_run(
     return Judgement(verdict, explanation, metrics)
 
 
-def _meaning(held_out: StampTable, datamodule: StampDataModule) -> CodeMeaning:
+def _meaning(
+    held_out: StampTable, unit_std: np.ndarray, datamodule: StampDataModule
+) -> CodeMeaning:
     """What the active units follow, over the validation stamps."""
-    active = np.var(held_out.mean, axis=0, dtype=np.float64) > ACTIVE_VARIANCE
+    variance = np.var(held_out.mean, axis=0, dtype=np.float64)
+    active = variance > ACTIVE_VARIANCE * np.square(unit_std)
     kl = held_out.kl_per_unit.mean(axis=0, dtype=np.float64)
     properties = measure_properties(datamodule.store, held_out.index, datamodule.normalizer)
     return explain_code(held_out.mean, kl, active, properties)
