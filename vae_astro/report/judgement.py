@@ -14,6 +14,7 @@ from vae_astro.collapse.units import ACTIVE_VARIANCE
 from vae_astro.collapse.verdict import Circumstances, CollapseVerdict, Explanation, explain, judge
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.evaluate.clusters import labelled_rows, score_against_labels
+from vae_astro.evaluate.invariance import measure_invariance
 from vae_astro.evaluate.properties import measure_properties
 from vae_astro.evaluate.scores import StampTable, score_stamps
 from vae_astro.report import summary
@@ -78,6 +79,10 @@ def judge_run(
     information = information_of(vae, datamodule.in_order(few, on_device=True))
     for name in ("mutual_information_nats", "aggregate_mismatch_nats"):
         metrics["collapse"][name] = None if information is None else getattr(information, name)
+    images = (batch["image"] for batch in datamodule.in_order(few, on_device=True))
+    metrics["invariance"] = measure_invariance(
+        vae.network.encode, images, vae.clustered_units
+    ).as_dict()
     metrics["collapse"] |= {
         "forecast": None if foreseen is None else foreseen.as_dict(),
         "explanation": explanation.paragraph,
