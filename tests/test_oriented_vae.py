@@ -106,6 +106,7 @@ def test_micro_batches_change_nothing(way: dict[str, Any]) -> None:
         torch.testing.assert_close(whole, in_parts, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @every_way
 def test_step_is_traced_as_a_whole(way: dict[str, Any]) -> None:
     """Nothing in it depends on numbers in Python: one graph, and the same loss."""

@@ -70,7 +70,9 @@ def judge_run(
     held_out, test = table.of(datamodule.val_rows), table.of(datamodule.test_rows)
     verdict = judge(held_out.mean, held_out.kl_per_unit)
     classes = score_against_labels(
-        table.of(labelled).mean, labels[labelled], datamodule.in_order(labelled)
+        table.of(labelled).mean[:, list(vae.clustered_units)],
+        labels[labelled],
+        datamodule.in_order(labelled),
     )
     meaning = _meaning(held_out, datamodule)
     explanation = explain(verdict, foreseen, meaning, circumstances)
