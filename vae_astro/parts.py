@@ -130,7 +130,7 @@ class Parts:
                 seen = output.detach()
                 self.likelihood.observe(image, seen, mask, noise)
                 if controller is not None and state is not None:
-                    chi2 = self._chi2(image, self.likelihood.location(seen), mask, noise)
+                    chi2 = self._chi2(image, self._location(image, seen, mask, noise), mask, noise)
                     state = controller.moved(state, chi2)
         if state is not None:
             beta = beta * state[0].to(beta.dtype)
@@ -148,10 +148,14 @@ class Parts:
         posterior = self.network.encode(image)
         output = self.network.decode(self.network.sample(posterior, eps))
         reconstruction = self.likelihood.log_density(image, output, mask, noise)
-        location = self.likelihood.location(self.network.decode(posterior.mean))
+        location = self._location(image, self.network.decode(posterior.mean), mask, noise)
         chi2 = self._chi2(image, location, mask, noise)
         kl = self.prior.divergence(posterior, eps)
         return Evaluated(*_both(posterior), reconstruction, kl, location, chi2)
+
+    def _location(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
+        """Expected pixels, as the stamp lies."""
+        return self.likelihood.location(self.likelihood.aligned(image, output, mask, noise))
 
     def _chi2(self, image: Tensor, location: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         return chi2_per_pixel(self.normalizer.residual(image, location, noise), mask)

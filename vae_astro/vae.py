@@ -22,6 +22,7 @@ from vae_astro.guarded_steps import GuardedSteps
 from vae_astro.late import LateValues
 from vae_astro.model.likelihoods import LIKELIHOODS
 from vae_astro.model.networks import NETWORKS
+from vae_astro.model.orientation import OrientationMarginal
 from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.model.priors import PRIORS
 from vae_astro.objective.aggressive import AggressiveInference, aggressive_inference
@@ -53,7 +54,7 @@ class StampScores:
     elbo : Elbo
         Log-density of the pixels at one posterior sample, and KL per unit, in nats.
     location : Tensor, shape (B, C, H, W)
-        Expected pixels at the posterior mean, normalised.
+        Expected pixels at the posterior mean, normalised, as the stamp lies.
     chi2_per_pixel : Tensor, shape (B,)
         Mean over the good pixels of the squared residual at the posterior mean, in units of the
         pixel noise (`Normalizer.residual`): near 1 where the stamp is explained down to its noise.
@@ -122,6 +123,8 @@ class VAE(GuardedSteps):
         self.likelihood = build(
             "likelihood", LIKELIHOODS, likelihood or {"name": "sigma"}, n_bands=n_bands
         )
+        if self.network.any_orientation:
+            self.likelihood = OrientationMarginal(self.likelihood)
         self.prior = build(
             "prior",
             PRIORS,
@@ -150,12 +153,26 @@ class VAE(GuardedSteps):
 
     # -- the model ---------------------------------------------------------------------------
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Expected pixels (B, C, H, W) at the posterior mean of ``image``, both normalised."""
-        return self.decode(self.network.encode(image).mean)
+    @property
+    def clustered_units(self) -> tuple[int, ...]:
+        """The latent units that classes are made of: those that say what a stamp shows."""
+        return self.network.clustered_units
+
+    def forward(
+        self, image: Tensor, mask: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Expected pixels (B, C, H, W) at the posterior mean of ``image``, both normalised.
+
+        With ``model.symmetry=d4`` they are turned as the stamp most probably lies, for which
+        ``mask`` and ``noise`` count (without them: all pixels good, and alike).
+        """
+        output = self.network.decode(self.network.encode(image).mean)
+        mask = torch.ones_like(image, dtype=torch.bool) if mask is None else mask
+        noise = torch.ones_like(image) if noise is None else noise
+        return self.likelihood.location(self.likelihood.aligned(image, output, mask, noise))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Expected pixels (B, C, H, W) of code ``z`` (B, Z), normalised."""
+        """Expected pixels (B, C, H, W) of code ``z`` (B, Z), normalised; as the decoder has it."""
         return self.likelihood.location(self.network.decode(z))
 
     @torch.no_grad()
@@ -416,7 +433,7 @@ class VAE(GuardedSteps):
         Parameters and errors are those of `embed`.
         """
         made = [
-            self.normalizer.invert(self(stamps.image), stamps.scale)
+            self.normalizer.invert(self(stamps.image, stamps.mask, stamps.noise), stamps.scale)
             for stamps in self._batches(raw, batch_size)
         ]
         return torch.cat(made).cpu().numpy()

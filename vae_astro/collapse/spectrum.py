@@ -126,7 +126,8 @@ def measure_spectrum(
         Fewer than two stamps, no good pixel, or stamps that are all the same.
     """
     stamps = _collect(batches)
-    likelihood = copy.deepcopy(likelihood)
+    # with the orientation unknown no pixel is by itself: the stamps are weighed as they lie
+    likelihood = copy.deepcopy(likelihood.of_one_orientation)
     location = _collapsed_picture(likelihood, stamps)
     whitened, curvature, convex = _whiten(likelihood, stamps, location)
     observed = curvature > 0

@@ -86,6 +86,15 @@ class Likelihood(nn.Module, ABC):
         """Expected pixel value (B, C, H, W), to look at and to take residuals against."""
         return output
 
+    def aligned(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
+        """``output`` in the orientation of the stamp; as it is, where the two have but one."""
+        return output
+
+    @property
+    def of_one_orientation(self) -> Likelihood:
+        """The density of a stamp whose orientation is known: pixel by pixel."""
+        return self
+
     def learned(self) -> dict[str, Tensor]:
         """What was learned, by name, each (C,); left on the device."""
         return {}

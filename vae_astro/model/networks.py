@@ -12,7 +12,9 @@ from vae_astro.model.decoders import ConvDecoder, LinearDecoder, MLPDecoder, Que
 from vae_astro.model.encoders import ConvEncoder, LinearEncoder, MLPEncoder, QuestionEncoder
 from vae_astro.model.micro_batches import MicroBatches
 from vae_astro.model.minimum_rate import MinimumRate
+from vae_astro.model.poses import N_POSE_UNITS, PosedDecoder, PosedEncoder
 from vae_astro.model.posterior import DiagonalGaussian
+from vae_astro.model.symmetry import D4Encoder, GroupConv
 from vae_astro.settings import check_bool, check_choice, check_int, check_number
 
 __all__ = ["NETWORKS", "Network", "conv", "linear", "mlp", "question"]
@@ -40,7 +42,17 @@ class Network(nn.Module):
         (Glorot & Bengio 2010). ``default``: what each layer sets itself.
     minimum_rate_nats : float
         Least KL of the posteriors, summed over units; 0 leaves them free. See `MinimumRate`.
+
+    Attributes
+    ----------
+    clustered_units : tuple of int
+        The latent units that say what a stamp shows, and not how it lies.
+    any_orientation : bool
+        Whether the decoder's picture may be turned any of eight ways; see `OrientationMarginal`.
     """
+
+    clustered_units: tuple[int, ...]
+    any_orientation = False
 
     def __init__(
         self,
@@ -54,6 +66,7 @@ class Network(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.latent_dim = latent_dim
+        self.clustered_units = tuple(range(latent_dim))
         if check_choice("model.initialisation", initialisation, ("default", "xavier")) == "xavier":
             self.apply(_glorot_normal)
         nats = check_number(
@@ -138,20 +151,33 @@ def conv(
     size: int,
     latent_dim: int = 16,
     width: int = 32,
+    symmetry: str = "none",
+    pose: str = "none",
+    shift_px: float = 1.0,
     minimum_rate_nats: float = 0.0,
     initialisation: str = "default",
 ) -> Network:
-    """The default: residual convolutions, 1.3 million parameters at width 32 and 63x63."""
+    """The default: residual convolutions, 1.3 million parameters at width 32 and 63x63.
+
+    What `D4Encoder` and `PosedDecoder` add is off unless asked for. The units of a pose come after
+    the ``latent_dim`` others and are not clustered.
+    """
     check_int("model.latent_dim", latent_dim, minimum=1, maximum=MOST_UNITS)
     if check_int("model.width", width, minimum=8, maximum=MOST_UNITS) % 8:
         raise InputError(f"model.width must be a multiple of 8, got {width}")
-    return Network(
-        ConvEncoder(n_bands, size, latent_dim, width),
-        ConvDecoder(n_bands, size, latent_dim, width),
-        latent_dim,
-        initialisation,
-        minimum_rate_nats,
-    )
+    turns = check_choice("model.symmetry", symmetry, ("none", "d4")) == "d4"
+    posed = check_choice("model.pose", pose, ("none", "rotation_shift")) != "none"
+    shift_px = check_number("model.shift_px", shift_px, above=0, maximum=size)
+    n_units = latent_dim + N_POSE_UNITS * posed
+    encoder: nn.Module = (D4Encoder if turns else ConvEncoder)(n_bands, size, n_units, width)
+    decoder: nn.Module = ConvDecoder(n_bands, size, latent_dim, width)
+    if posed:
+        encoder = PosedEncoder(encoder, latent_dim)
+        decoder = PosedDecoder(decoder, shift_px, n_fold=4 if turns else 1)
+    network = Network(encoder, decoder, n_units, initialisation, minimum_rate_nats)
+    network.clustered_units = tuple(range(latent_dim))
+    network.any_orientation = turns
+    return network
 
 
 def mlp(
@@ -229,7 +255,7 @@ def _checked_widths(hidden: object) -> tuple[int, ...]:
 
 
 def _glorot_normal(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | GroupConv):
         nn.init.xavier_normal_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -130,7 +130,7 @@ def draw_panels(vae: VAE, batch: Batch, monitor: CollapseMonitor | None) -> dict
     vae.eval()
     try:
         posterior = vae.network.encode(batch["image"])
-        location = vae.decode(posterior.mean)
+        location = vae(batch["image"], batch["mask"], batch["noise"])
         kl = vae.prior.kl_per_unit(posterior).mean(0).cpu()
         units = kl.argsort(descending=True)[:N_TRAVERSED].tolist()
         values = torch.as_tensor(TRAVERSAL, dtype=torch.float32, device=vae.device)

@@ -14,6 +14,7 @@ from vae_astro.collapse.units import ACTIVE_VARIANCE
 from vae_astro.collapse.verdict import Circumstances, CollapseVerdict, Explanation, explain, judge
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.evaluate.clusters import labelled_rows, score_against_labels
+from vae_astro.evaluate.invariance import measure_invariance
 from vae_astro.evaluate.properties import measure_properties
 from vae_astro.evaluate.scores import StampTable, score_stamps
 from vae_astro.report import summary
@@ -70,7 +71,9 @@ def judge_run(
     unit_std = vae.prior.unit_std().cpu().numpy()
     verdict = judge(held_out.mean, held_out.kl_per_unit, unit_std)
     classes = score_against_labels(
-        table.of(labelled).mean, labels[labelled], datamodule.in_order(labelled)
+        table.of(labelled).mean[:, list(vae.clustered_units)],
+        labels[labelled],
+        datamodule.in_order(labelled),
     )
     meaning = _meaning(held_out, unit_std, datamodule)
     explanation = explain(verdict, foreseen, meaning, circumstances)
@@ -80,6 +83,10 @@ def judge_run(
     metrics["prior"] = vae.prior.as_dict()
     for name in ("mutual_information_nats", "aggregate_mismatch_nats"):
         metrics["collapse"][name] = None if information is None else getattr(information, name)
+    images = (batch["image"] for batch in datamodule.in_order(few, on_device=True))
+    metrics["invariance"] = measure_invariance(
+        vae.network.encode, images, vae.clustered_units
+    ).as_dict()
     metrics["collapse"] |= {
         "forecast": None if foreseen is None else foreseen.as_dict(),
         "explanation": explanation.paragraph,

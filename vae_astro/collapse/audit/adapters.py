@@ -95,7 +95,9 @@ class OwnSubject(Subject):
         posterior = network.encode(stamps)
         if code is None:
             code = network.sample(posterior, torch.randn_like(posterior.mean))
-        recon = self.vae.likelihood.location(network.decode(code))
+        good, alike = torch.ones_like(stamps, dtype=torch.bool), torch.ones_like(stamps)
+        output = self.vae.likelihood.aligned(stamps, network.decode(code), good, alike)
+        recon = self.vae.likelihood.location(output)
         return Reading(recon, posterior.mean, posterior.log_var, "log_var", code)
 
     def draw(self, stamps: Tensor) -> Reading:
