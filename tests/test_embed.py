@@ -244,7 +244,7 @@ def test_typed_settings_replace_those_of_the_run(typed, expected) -> None:
     [
         (["checkpoint=null"], "checkpoint is not set"),
         (["checkpoint=nowhere"], "checkpoint=nowhere does not exist"),
-        (["out=a.csv"], "must be a name that ends in .parquet"),
+        (["out=a.csv"], "must be a name that ends in .parquet or .fits"),
         (["out=nowhere/a.parquet"], "lies in nowhere, which is no folder"),
         (["out=3"], "out must be text, got 3"),
         (["split=some"], "split must be one of all, train, val, test"),
