@@ -1,8 +1,8 @@
 """What a handful of labels says of classes that were found without them, and of the codes.
 
 Nothing here is trained into a class: labels are compared with what was found, and show what a vote
-of neighbours or a linear probe can read from the codes. Stamps of one object are never on both sides
-of a fold.
+of neighbours or a linear probe can read from the codes. Stamps of one object are never on both
+sides of a fold.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ The clustering that agrees best with the others, by adjusted Rand index, lends i
 other one votes with the share of each of its clusters that lies in each of those classes
 (cumulative voting: Ayad & Kamel 2008, which needs no equal number of classes), and the votes are
 averaged. A class is then looked for again in every clustering: the cluster that shares most with
-it, by Jaccard index, one to one (Hungarian assignment). Where that index is below one half the class
-counts as dissolved there (Hennig 2007).
+it, by Jaccard index, one to one (Hungarian assignment). Where that index is below one half the
+class counts as dissolved there (Hennig 2007).
 """
 
 from __future__ import annotations
@@ -132,9 +132,7 @@ class Consensus:
         }
 
 
-def agree(
-    runs: Sequence[np.ndarray], networks: Sequence[int], unsure_below: float
-) -> Consensus:
+def agree(runs: Sequence[np.ndarray], networks: Sequence[int], unsure_below: float) -> Consensus:
     """Make one clustering of several.
 
     Parameters

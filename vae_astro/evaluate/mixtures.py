@@ -123,8 +123,8 @@ class Curve:
         Numbers that were tried, rising.
     bic, icl : tuple of float
         Bayesian information criterion (Schwarz 1978), and integrated completed likelihood
-        (Biernacki, Celeux & Govaert 2000): BIC plus twice the entropy of the responsibilities, which
-        charges for components that overlap. Both for one stamp, in nats times two.
+        (Biernacki, Celeux & Govaert 2000): BIC plus twice the entropy of the responsibilities,
+        which charges for components that overlap. Both for one stamp, in nats times two.
     """
 
     n_classes: tuple[int, ...]
@@ -140,9 +140,7 @@ class Curve:
         return {"n_classes": list(self.n_classes), "bic": list(self.bic), "icl": list(self.icl)}
 
 
-def n_classes_curve(
-    codes: Sequence[np.ndarray], most: int, covariance: str, seed: int
-) -> Curve:
+def n_classes_curve(codes: Sequence[np.ndarray], most: int, covariance: str, seed: int) -> Curve:
     """BIC and ICL of mixtures of 1 to ``most`` components.
 
     Parameters
