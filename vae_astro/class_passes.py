@@ -74,7 +74,7 @@ def sample_of(files: Sequence[Path], most: int, seed: int) -> Sample:
     labels = [label or "" for label in first["label"].to_pylist()]
     return Sample(
         first["index"].to_numpy(),
-        [(_matrix(table[CODES[0]]), _matrix(table[CODES[1]])) for table in tables],
+        [(_matrix(table[CODES[0]]).copy(), _matrix(table[CODES[1]]).copy()) for table in tables],
         np.array(labels, dtype=str),
         np.array(first["object_id"].to_pylist(), dtype=str),
         n_all,

@@ -11,6 +11,7 @@ from vae_astro.evaluate.mixtures import Curve
 __all__ = ["class_lines", "label_lines"]
 
 WIDEST_NAME = 24
+SHOWN_STRAYS = 3
 
 
 def class_lines(
@@ -33,6 +34,8 @@ def class_lines(
             f"number of classes: {at} of {tried[0]} to {tried[-1]} has the lowest "
             f"{criterion.upper()} (BIC {curve.best('bic')}, ICL {curve.best('icl')})"
         )
+        if k < at:
+            lines.append(f"  seeds do not agree on {at}: {k} are left when they vote")
         if at == tried[-1] > 1:
             lines.append("  the largest number that was tried: raise max_classes, or set n_classes")
         if at == 1:
@@ -54,12 +57,15 @@ def class_lines(
         stability = "-" if each.stability is None else f"{each.stability:.2f}"
         lines.append(f"{_short(name, width):{width}} {100 * each.occupancy:5.1f} % "
                      f"{100 * each.unsure:5.1f} %  {stability:>8}  {each.verdict}")  # fmt: skip
-    for stray in consensus.strays:
+    for stray in consensus.strays[:SHOWN_STRAYS]:
         where = "one seed only" if stray.found_in == 1 else f"{stray.found_in} of {n_runs} seeds"
         lines.append(
-            f"a cluster of {100 * stray.occupancy:.1f} % of the stamps appears in {where}: unstable, "
-            "no class is made of it"
+            f"a cluster of {100 * stray.occupancy:.1f} % of the stamps appears in {where}: "
+            "unstable, no class is made of it"
         )
+    left = len(consensus.strays) - SHOWN_STRAYS
+    if left > 0:
+        lines.append(f"and {left} smaller ones, as unstable; all of them stand in classes.json")
     return lines
 
 
