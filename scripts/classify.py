@@ -3,7 +3,7 @@
 python scripts/classify.py checkpoint=runs/NAME out=classes [n_classes=8] [data.labels=FILE.csv]
 python scripts/classify.py checkpoint=[runs/A,runs/B,runs/C] out=classes
 python scripts/classify.py names=classes/classes.yaml
-python scripts/classify.py model=classes data=fits data.root=FOLDER catalogue=new.fits
+python scripts/classify.py classes=classes data=fits data.root=FOLDER catalogue=new.fits
 """
 
 import sys

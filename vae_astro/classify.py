@@ -58,7 +58,7 @@ NEW_CATALOGUE = "classified.parquet"
 
 
 def classify(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> str | None:
-    """Find classes; or, with ``names``, name them; or, with ``model``, give them to other stamps.
+    """Find classes; or, with ``names``, name them; or, with ``classes``, give them to other stamps.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def classify(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> str 
     """
     overwrite = check_bool("overwrite", settings["overwrite"])
     new_stamps = any(typed.lstrip("+~").startswith("data") for typed in overrides)
-    if settings["model"] is not None and (new_stamps or settings["names"] is None):
+    if settings["classes"] is not None and (new_stamps or settings["names"] is None):
         return _assign(settings, overrides, overwrite)
     if settings["names"] is not None:
         return _rename(settings, overwrite)
@@ -176,8 +176,8 @@ def _find(settings: Mapping[str, Any], overrides: Sequence[str], overwrite: bool
 def _rename(settings: Mapping[str, Any], overwrite: bool) -> str:
     names_file = Path(check_text("names", settings["names"])).expanduser()
     folder = names_file.parent
-    if settings["model"] is not None:
-        folder = Path(check_text("model", settings["model"])).expanduser()
+    if settings["classes"] is not None:
+        folder = Path(check_text("classes", settings["classes"])).expanduser()
     found = read_found(folder / FOUND)
     n_classes = found["found"]["n_classes"]
     names = read_names(names_file, found["clustering"], n_classes)
@@ -200,7 +200,7 @@ def _rename(settings: Mapping[str, Any], overwrite: bool) -> str:
 
 
 def _assign(settings: Mapping[str, Any], overrides: Sequence[str], overwrite: bool) -> str | None:
-    folder = Path(check_text("model", settings["model"])).expanduser()
+    folder = Path(check_text("classes", settings["classes"])).expanduser()
     found = read_found(folder / FOUND)
     out = _free_catalogue(settings["catalogue"] or NEW_CATALOGUE, overwrite)
     if settings["checkpoint"] is not None:

@@ -134,10 +134,10 @@ def test_settings_out_of_range_name_their_key(keys, message):
 
 def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "kept.npz").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="model: cannot read"):
+    with pytest.raises(InputError, match="classes: cannot read"):
         ClassModel.load(tmp_path / "kept.npz", [NETWORK])
     np.savez(tmp_path / "kept.npz", other=np.zeros(3))
-    with pytest.raises(InputError, match="model: cannot read"):
+    with pytest.raises(InputError, match="classes: cannot read"):
         ClassModel.load(tmp_path / "kept.npz", [NETWORK])
 
 

@@ -97,7 +97,7 @@ def test_the_same_seed_finds_the_same(method):
 
 
 def test_hdbscan_leaves_far_codes_in_no_class_and_says_so():
-    codes, truth = groups()
+    codes, _ = groups()
     odd = np.array([[40.0, 40, 40], [-40, 40, 0], [0, -40, 40]])
     found = fit_clusters("hdbscan", np.vstack([codes, odd]), None, 0)
     assert set(hard_classes(found.at(odd))) == {-1}

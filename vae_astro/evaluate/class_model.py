@@ -170,7 +170,7 @@ class ClassModel:
                 for k in range(max(of_run) + 1)
             )  # fmt: skip
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"model: cannot read {path} as kept classes: {error}") from error
+            raise InputError(f"classes: cannot read {path} as kept classes: {error}") from error
         if len(networks) != len(frames):
             raise InputError(
                 f"checkpoint names {len(networks)} networks, the classes of {path} were made from "
@@ -327,7 +327,7 @@ def read_found(path: Path) -> dict[str, Any]:
             raise ValueError("it lacks what scripts/classify.py writes")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"model={path.parent} is no folder of classes: {path.name} cannot be read ({error}); "
+            f"classes={path.parent} is no folder of classes: {path.name} cannot be read ({error}); "
             "give what out= was when they were found"
         ) from error
     return found
