@@ -200,7 +200,7 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
         """The model that a run of these settings starts with."""
         _seed(seed)
         vae = new_vae(settings, datamodule.store.stamp_shape, datamodule.store.band_names)
-        vae.network.prepare(datamodule.training_sample(PREPARED_ON))
+        vae.prepare(datamodule.training_sample(PREPARED_ON))
         if start is not None:
             _start_from(vae, start)
         return vae
