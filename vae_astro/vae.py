@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -20,7 +20,7 @@ from vae_astro.data.stamp import SMALLEST_STAMP, fit_to_size
 from vae_astro.errors import InputError
 from vae_astro.guarded_steps import GuardedSteps
 from vae_astro.late import LateValues
-from vae_astro.model.likelihoods import LIKELIHOODS
+from vae_astro.model.focus import build_likelihood
 from vae_astro.model.networks import NETWORKS
 from vae_astro.model.orientation import OrientationMarginal
 from vae_astro.model.posterior import DiagonalGaussian
@@ -116,12 +116,20 @@ class VAE(GuardedSteps):
         self.band_names = list(band_names or (f"band{band}" for band in range(n_bands)))
         self.normalizer = construct("data.normalize", Normalizer, normalize or {})
         self.network = build(
-            "model", NETWORKS, model or {"name": "conv"}, n_bands=n_bands, size=height
+            "model",
+            NETWORKS,
+            model or {"name": "conv"},
+            n_bands=n_bands,
+            size=height,
+            normalizer=self.normalizer,
         )
         self.micro_batches = self.network.micro_batches
         self.latent_dim = self.network.latent_dim
-        self.likelihood = build(
-            "likelihood", LIKELIHOODS, likelihood or {"name": "sigma"}, n_bands=n_bands
+        self.likelihood = build_likelihood(
+            likelihood or {"name": "sigma"},
+            n_bands=n_bands,
+            size=height,
+            normalizer=self.normalizer,
         )
         if self.network.any_orientation:
             self.likelihood = OrientationMarginal(self.likelihood)
@@ -131,7 +139,7 @@ class VAE(GuardedSteps):
             prior or {"name": "standard"},
             latent_dim=self.latent_dim,
             stamp_shape=self.stamp_shape,
-            clustered_units=getattr(self.network, "clustered_units", None),
+            clustered_units=self.network.clustered_units,
         )
         self.prior.attach(self.network)
         self.beta_settings = dict(beta or {"name": "linear"})
@@ -187,6 +195,12 @@ class VAE(GuardedSteps):
         )
 
     # -- training ----------------------------------------------------------------------------
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Look at training stamps before the first step, where the parts of the model want to."""
+        held = list(batches)
+        self.network.prepare(held)
+        self.likelihood.prepare(held)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: minus the ELBO, with the KL weighted by the schedule."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -75,6 +75,9 @@ class Likelihood(nn.Module, ABC):
 
     def check_range(self, low: float, high: float) -> None:
         """Raise `InputError` if pixels from ``low`` to ``high`` are not within `pixel_range`."""
+
+    def prepare(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        """Take what is needed from training ``batches`` before the first step: here nothing."""
 
     def observe(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> None:
         """Update what is learned in closed form; called once for each training batch."""
