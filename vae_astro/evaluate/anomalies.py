@@ -1,9 +1,9 @@
 r"""How odd a stamp is, as a probability: signs of oddness, their combination, and its calibration.
 
 A stamp can be odd to a model in several ways: its pixels are unlikely, the model leaves light that
-it did not draw (`vae_astro.evaluate.residuals`), or its code lies where few others do. The signs
-are combined by their joint density among normal stamps, so that what is usual for such a stamp (a
-bright star leaves more than a faint one) counts little.
+it did not draw (`vae_astro.evaluate.residuals`), or its code lies where few others do. Each
+sign is measured in units of its own reach among normal stamps, from their median to the
+`REACH`-quantile, and a stamp is as odd as its oddest sign: to be odd in one way is enough.
 
 The combination is turned into a p-value by rank among held-out normal stamps (conformal prediction:
 Vovk, Gammerman & Shafer 2005): where those and a new stamp come from one population, p < a happens
@@ -15,7 +15,7 @@ that the others fix (cross-conformal: Vovk 2015).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -34,6 +34,11 @@ N_NEIGHBOURS = 10
 """The distance is that to the neighbour of this number, or to the last of fewer."""
 N_COMPONENTS = (1, 2, 4, 8, 16)
 """Of mixtures that are tried; the best by BIC is taken (Schwarz 1978)."""
+REACH = 0.995
+"""Quantile of normal stamps that is 1 in units of a sign."""
+CODE_WEIGHT = 0.3
+"""Of the signs that the brightness of an ordinary stamp decides: chi-squared, in which the cores of
+bright sources outweigh all else, and the place of the code. Set on planted stamps (docs)."""
 STAMPS_PER_NUMBER = 3
 """Stamps for each number of a full covariance, below which it is a diagonal one."""
 REGULARISATION = 1e-3
@@ -54,7 +59,7 @@ class Signs:
         As in `StampScores`.
     residual : ndarray, shape (N, R)
         `residual_scores`.
-    mean, log_var : ndarray, shape (N, Z)
+    mean : ndarray, shape (N, Z)
         Of the posterior.
     """
 
@@ -63,7 +68,6 @@ class Signs:
     chi2_per_pixel: np.ndarray
     residual: np.ndarray
     mean: np.ndarray
-    log_var: np.ndarray
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -76,7 +80,10 @@ class Signs:
     def joined(parts: Sequence[Signs]) -> Signs:
         """Stamps of several batches as one."""
         return Signs(
-            *(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Signs))
+            *(
+                np.concatenate([getattr(part, each.name) for part in parts])
+                for each in fields(Signs)
+            )
         )
 
     @property
@@ -128,7 +135,7 @@ class Calibration:
         return np.where(usable, at_least / (self.n_stamps + 1), np.nan)
 
     def oddness(self, signs: Signs) -> np.ndarray:
-        """What ranks stamps that share the smallest p-value: the mean over folds, in nats (N,)."""
+        """What ranks stamps that share the smallest p-value: the mean over folds, shape (N,)."""
         usable = signs.is_usable
         odd = np.full(len(signs), np.nan)
         chosen = signs.of(usable)
@@ -178,33 +185,35 @@ def calibrate(signs: Signs, n_folds: int = N_FOLDS, seed: int = 0) -> Calibratio
 
 
 class _Normals:
-    """Joint density of the signs and the code of normal stamps."""
+    """How far the signs of normal stamps reach."""
 
     def __init__(self, signs: Signs, seed: int) -> None:
         self._codes = _Codes(signs.mean, seed)
-        self._scale = _Standard(self._numbers(signs, is_own=True))
-        self._mixture = _mixture(self._all(signs, is_own=True), seed)
+        numbers = self._numbers(signs, is_own=True)
+        self._median, reach = np.quantile(numbers, (0.5, REACH), axis=0)
+        # where all normal stamps are the same, any other is odd
+        least = 1e-6 * np.maximum(np.abs(self._median), 1.0)
+        self._reach = np.maximum(reach - self._median, least)
 
     def oddness(self, signs: Signs) -> np.ndarray:
-        """Minus the joint log-density, shape (N,)."""
+        """Largest of the weighted signs, shape (N,); about 1 for the oddest in a hundred."""
         if not len(signs):
             return np.empty(0)
-        return -self._mixture.score_samples(self._all(signs, is_own=False))
-
-    def _all(self, signs: Signs, is_own: bool) -> np.ndarray:
-        odd = np.arcsinh(self._scale(self._numbers(signs, is_own)))
-        return np.hstack([odd, self._codes.standard(signs.mean)])
+        standard = (self._numbers(signs, is_own=False) - self._median) / self._reach
+        n_pixel_signs = 1 + signs.residual.shape[1]
+        weights = np.full(standard.shape[1], CODE_WEIGHT)
+        weights[:n_pixel_signs] = 1.0
+        return (weights * standard).max(axis=1)
 
     def _numbers(self, signs: Signs, is_own: bool) -> np.ndarray:
-        """Signs on scales on which normal stamps spread evenly, shape (N, J)."""
-        per_pixel = -signs.log_likelihood_nats / signs.n_good
-        positive = np.column_stack([signs.chi2_per_pixel, signs.residual])
+        """All signs, those of the pixels first, shape (N, J)."""
         return np.column_stack(
             [
-                per_pixel,
-                np.log(np.maximum(positive, 1e-3)),
-                signs.log_var.mean(axis=1),
-                np.log(self._codes.distance(signs.mean, is_own) + 1e-3),
+                -signs.log_likelihood_nats / signs.n_good,
+                np.log1p(signs.residual),
+                np.log1p(signs.chi2_per_pixel),
+                -self._codes.log_density(signs.mean),
+                np.log1p(self._codes.distance(signs.mean, is_own)),
             ]
         )
 
@@ -267,7 +276,7 @@ def _mixture(points: np.ndarray, seed: int) -> GaussianMixture:
     return best
 
 
-def _where_finite(rows: np.ndarray, measure) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _where_finite(rows: np.ndarray, measure: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     finite = np.isfinite(rows).all(axis=1)
     values = np.full(len(rows), np.nan)
     if finite.any():

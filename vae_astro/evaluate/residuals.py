@@ -24,26 +24,25 @@ from vae_astro.data.normalize import Normalizer
 
 __all__ = ["RESIDUAL_SCORES", "ResidualMaps", "peak_of", "residual_maps", "residual_scores"]
 
-MODEL_ERROR = 0.2
+MODEL_ERROR = 0.5
 """f: the share of its light to which a pixel is expected to be reproduced."""
-WIDTHS = (1.0, 2.0, 4.0)
-"""Standard deviations of the smoothing, in pixels: a trail, an arc, a ghost."""
-SHOWN = 1
-"""Which of the widths is the map that is shown and whose highest point is where a stamp is odd."""
-CLIPPED_AT = 4.0
-"""Noises that one pixel may add to the sum along a line or to the mean of squares."""
+WIDTH_SHOWN = 1.5
+"""Standard deviation in pixels of the smoothing of the map that is shown."""
+WIDTH_BROAD = 6.0
+"""That of the broad smoothing, for what is too faint to be seen in any one place."""
+STANDS_OUT = 3.0
+"""Noises of the smoothed map from which a place counts as odd; more than twice that counts no more,
+so that one bright neighbour is not odder than a whole arc."""
+CLIPPED_AT = {"light": 2.5, "broad": 2.0, "line": 4.0}
+"""Noises that one pixel may add to a score."""
 N_ANGLES = 36
 LEAST_LENGTH = 0.35
 """Of a line that is looked along, over the width of the stamp."""
 
-RESIDUAL_SCORES = (
-    *(f"excess_{width:g}px" for width in WIDTHS),
-    "deficit",
-    "line",
-    "mean_square",
-)
-"""What `residual_scores` gives: the highest point of each map, the lowest, the brightest straight
-line, and the mean square of the clipped residuals."""
+RESIDUAL_SCORES = ("left_light", "odd_area", "broad", "line")
+"""What `residual_scores` gives: the mean square of the clipped light that the model does not draw,
+the area over which the smoothed map stands out, its highest point where it is smoothed broadly, and
+the brightest straight line."""
 
 
 class ResidualMaps(NamedTuple):
@@ -53,17 +52,12 @@ class ResidualMaps(NamedTuple):
     ----------
     pixels : Tensor, shape (B, C, H, W)
         r as above; 0 where masked.
-    smoothed : tuple of Tensor, each of shape (B, H, W)
-        One for each of `WIDTHS`: all bands together, of unit variance for white noise.
+    smoothed : Tensor, shape (B, H, W)
+        All bands together, in units of its own noise.
     """
 
     pixels: Tensor
-    smoothed: tuple[Tensor, ...]
-
-    @property
-    def shown(self) -> Tensor:
-        """The map for the eye, shape (B, H, W)."""
-        return self.smoothed[SHOWN]
+    smoothed: Tensor
 
 
 def residual_maps(
@@ -83,29 +77,22 @@ def residual_maps(
     off = normalizer.residual(image, location, noise)
     seen = normalizer.residual(image, torch.zeros_like(image), noise)
     light = torch.maximum(seen.abs(), (seen - off).abs())
-    # dividing by the light first: its square leaves float32
-    largest = (MODEL_ERROR * light).clamp(min=1)
-    scale = largest * ((1 / largest).square() + (MODEL_ERROR * light / largest).square()).sqrt()
+    # in this order: the square of a bright pixel leaves float32
+    scale = torch.hypot(torch.ones_like(light), MODEL_ERROR * light)
     pixels = (off / scale).where(mask, off.new_zeros(()))
-    good = mask.to(pixels.dtype)
-    return ResidualMaps(pixels, tuple(_smoothed(pixels, good, width) for width in WIDTHS))
+    return ResidualMaps(pixels, _smoothed(pixels, mask.to(pixels.dtype), WIDTH_SHOWN))
 
 
 def residual_scores(maps: ResidualMaps, mask: Tensor) -> Tensor:
-    """Numbers that are large where a stamp is odd, shape (B, `RESIDUAL_SCORES`); see there."""
+    """Numbers that are large where a stamp is odd, shape (B, 4): see `RESIDUAL_SCORES`."""
     good = mask.to(maps.pixels.dtype)
-    clipped = maps.pixels.clamp(-CLIPPED_AT, CLIPPED_AT)
     n_good = good.flatten(1).sum(1).clamp(min=1)
-    highest = [smooth.flatten(1).amax(1) for smooth in maps.smoothed]
-    return torch.stack(
-        [
-            *highest,
-            -maps.shown.flatten(1).amin(1),
-            _brightest_line(clipped.sum(1), good.sum(1)),
-            clipped.square().flatten(1).sum(1) / n_good,
-        ],
-        dim=1,
-    )
+    left = maps.pixels.clamp(0, CLIPPED_AT["light"]).square().flatten(1).sum(1) / n_good
+    area = (maps.smoothed - STANDS_OUT).clamp(0, STANDS_OUT).flatten(1).sum(1) / STANDS_OUT
+    broad = maps.pixels.clamp(-CLIPPED_AT["broad"], CLIPPED_AT["broad"])
+    along = maps.pixels.clamp(-CLIPPED_AT["line"], CLIPPED_AT["line"])
+    highest = _smoothed(broad, good, WIDTH_BROAD).flatten(1).amax(1)
+    return torch.stack([left, area, highest, _brightest_line(along.sum(1), good.sum(1))], dim=1)
 
 
 def _smoothed(pixels: Tensor, good: Tensor, width: float) -> Tensor:
