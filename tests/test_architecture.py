@@ -22,7 +22,8 @@ STOREYS = [
     {"collapse", "evaluate", "checkpoint", "acceleration", "faults"},
     {"report", "catalogue", "processes"},
     {"training"},
-    {"run", "embed"},
+    {"run", "embed", "class_passes"},
+    {"classify"},
 ]
 """Rooms from the ground up. A room sees itself and the storeys below, not its neighbours."""
 

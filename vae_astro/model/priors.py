@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,8 @@ from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.objective.kl import gaussian_kl_per_unit
 
 __all__ = ["PRIORS", "StandardNormal"]
+
+LOG_2PI = math.log(2 * math.pi)
 
 
 class StandardNormal(nn.Module):
@@ -29,6 +32,10 @@ class StandardNormal(nn.Module):
     def kl_per_unit(self, posterior: DiagonalGaussian) -> Tensor:
         """Exact divergence of the posterior from the prior, shape (B, Z), in nats."""
         return gaussian_kl_per_unit(posterior.mean, posterior.log_var)
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """Exact log-density of codes ``z`` (..., Z), shape (...,), in nats."""
+        return -0.5 * (z.square() + LOG_2PI).sum(-1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """``n`` draws, shape (n, Z), on the generator's device (CPU without one)."""

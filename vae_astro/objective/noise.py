@@ -11,7 +11,7 @@ __all__ = ["noise_of_stamps"]
 SEED = 20_260
 
 
-def noise_of_stamps(index: Tensor, latent_dim: int) -> Tensor:
+def noise_of_stamps(index: Tensor, latent_dim: int, first: int = 0) -> Tensor:
     """Standard normal noise that each stamp keeps in every evaluation.
 
     A hash of the stamp's row in the catalogue, so that it does not matter how stamps are batched or
@@ -23,6 +23,8 @@ def noise_of_stamps(index: Tensor, latent_dim: int) -> Tensor:
         Rows.
     latent_dim : int
         Z.
+    first : int
+        Where in the endless row of numbers that a stamp has; ``k * Z`` for its draw ``k``.
 
     Returns
     -------
@@ -31,11 +33,12 @@ def noise_of_stamps(index: Tensor, latent_dim: int) -> Tensor:
     """
     if index.is_cuda:
         # the same on the device, which is not waited for
-        unit = torch.arange(latent_dim, device=index.device)
+        unit = torch.arange(first, first + latent_dim, device=index.device)
         hashed = _splitmix64_of_signed(_splitmix64_of_signed(index[:, None] + SEED) ^ unit)
         return _as_normal(_shifted(hashed, 11).double())
     rows = index.cpu().numpy().astype(np.uint64)[:, None] + np.uint64(SEED)
-    mixed = _splitmix64(_splitmix64(rows) ^ np.arange(latent_dim, dtype=np.uint64))
+    unit = np.arange(first, first + latent_dim, dtype=np.uint64)
+    mixed = _splitmix64(_splitmix64(rows) ^ unit)
     noise = _as_normal(torch.from_numpy((mixed >> np.uint64(11)).astype(np.float64)))
     return noise.to(index.device)
 
