@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["radii", "ring_edges", "ring_means", "ring_members", "ring_profiles"]
+__all__ = ["harmonic_power", "radii", "ring_edges", "ring_means", "ring_members", "ring_profiles"]
 
 INNERMOST_WIDTH = 1.125
 """Widest innermost ring of `ring_edges`, in pixels: half a well-sampled point source."""
@@ -87,5 +87,31 @@ def ring_profiles(image: Tensor, mask: Tensor, n_rings: int, outer_radius: float
         In the units of ``image``; 0 for a ring without a good pixel.
     """
     edges = torch.linspace(0, outer_radius, n_rings + 1, dtype=torch.float64)
-    members = ring_members(*image.shape[2:], edges).to(image.device)
+    members = ring_members(image.shape[2], image.shape[3], edges).to(image.device)
     return ring_means(image, mask, members)
+
+
+def harmonic_power(image: Tensor, mask: Tensor, members: Tensor, n_orders: int) -> Tensor:
+    r"""Power of the first angular harmonics of each ring, shape (B, C, R, n_orders).
+
+    :math:`|\sum_i (x_i - \bar x) e^{i m \theta_i}|^2 / n` over the n good pixels of a ring, for m
+    from 1: its own noise gives the variance of a pixel on average. A turn changes the phase alone,
+    so the power is that of all eight poses; which way round is not told. Parameters as in
+    `ring_means`.
+    """
+    height, width = image.shape[2:]
+    rows = torch.arange(height, dtype=torch.float64) - 0.5 * (height - 1)
+    columns = torch.arange(width, dtype=torch.float64) - 0.5 * (width - 1)
+    angle = torch.atan2(rows[:, None], columns[None, :]).flatten().to(image.device)
+    members = members.to(image.dtype)
+    good = mask.to(image.dtype).flatten(2)
+    n_good = (good @ members.T).clamp(min=1)
+    mean = ring_means(image, mask, members)
+    clean = image.where(mask, image.new_zeros(())).flatten(2)
+    deviation = (clean - mean @ members) * good
+    orders = []
+    for order in range(1, n_orders + 1):
+        waves = ((order * angle).cos(), (order * angle).sin())
+        parts = [(deviation * wave.to(image.dtype)) @ members.T for wave in waves]
+        orders.append((parts[0].square() + parts[1].square()) / n_good)
+    return torch.stack(orders, dim=-1)
