@@ -22,12 +22,18 @@ STOREYS = [
     {"collapse", "evaluate", "checkpoint", "acceleration", "faults"},
     {"report", "catalogue", "processes"},
     {"training"},
-    {"run", "embed"},
+    {"run", "embed", "class_passes"},
+    {"classify"},
 ]
 """Rooms from the ground up. A room sees itself and the storeys below, not its neighbours."""
 
-ACROSS = {("model", f"{PACKAGE}.objective.kl")}
-"""The one arrow between neighbours: the posterior knows its divergence."""
+ACROSS = {
+    ("model", f"{PACKAGE}.objective.kl"),
+    ("model", f"{PACKAGE}.data.focus"),
+    ("model", f"{PACKAGE}.data.normalize"),
+    ("model", f"{PACKAGE}.data.rings"),
+}
+"""Arrows between neighbours: a posterior knows its divergence, and rings how stamps are made."""
 
 LAZY = {"VAE": "vae", "StampDataModule": "data", "__version__": ""}
 """Rooms of the names that the package itself hands out."""

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from astropy.io import fits
+from astropy.table import Table
 from hydra import compose, initialize_config_dir
 from lightning import Trainer
 from omegaconf import OmegaConf
@@ -161,6 +162,18 @@ def vae_settings(sky: Path) -> dict[str, Any]:
     return {**data, "normalize": {"softening": 2.0}, "size": SIZE}
 
 
+def test_a_fits_table_holds_what_a_parquet_file_holds(run: Embed, tmp_path: Path) -> None:
+    out = tmp_path / "a.fits"
+    run(f"out={out}", "scores=true")
+    rows = Table.read(out)
+    parquet = run("scores=true")
+    assert rows.colnames == pq.read_schema(parquet).names
+    for name in ("index", "latent_mean", "kl_nats"):
+        np.testing.assert_array_equal(np.array(rows[name]), column(parquet, name))
+    assert json.loads(fits.getheader(out, 1)["VAEASTRO"])["split"] == "all"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fits", "a.parquet"]
+
+
 def test_splits_are_those_of_the_training(run: Embed) -> None:
     parts = [
         column(run(f"split={split}", "overwrite=true"), "index").tolist()
@@ -244,7 +257,7 @@ def test_typed_settings_replace_those_of_the_run(typed, expected) -> None:
     [
         (["checkpoint=null"], "checkpoint is not set"),
         (["checkpoint=nowhere"], "checkpoint=nowhere does not exist"),
-        (["out=a.csv"], "must be a name that ends in .parquet"),
+        (["out=a.csv"], "must be a name that ends in .parquet or .fits"),
         (["out=nowhere/a.parquet"], "lies in nowhere, which is no folder"),
         (["out=3"], "out must be text, got 3"),
         (["split=some"], "split must be one of all, train, val, test"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 import signal
 import sys
@@ -26,14 +25,15 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import vae_astro
-from vae_astro.catalogue import IDENTITY, LATENT, SCORES, CatalogueWriter, schema_of
+from vae_astro.catalogue import IDENTITY, LATENT, SCORES, free_path, schema_of
+from vae_astro.catalogue.writer import CatalogueWriter
 from vae_astro.checkpoint import find_checkpoint, load_checkpoint
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.data.one_pass import Pass
 from vae_astro.errors import InputError
 from vae_astro.hardware import Setup, take
 from vae_astro.processes import join, open_together
-from vae_astro.settings import check_bool, check_int, check_text
+from vae_astro.settings import check_bool, check_int
 from vae_astro.training import new_trainer, progress_bar
 from vae_astro.vae import VAE
 
@@ -97,7 +97,7 @@ def embed(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Embedde
     SystemExit
         It was told to stop. Nothing is left of the catalogue then.
     """
-    out = _free_path(settings)
+    out = free_path(settings["out"], settings["overwrite"])
     with_scores = check_bool("scores", settings["scores"])
     path = _checkpoint(settings)
     checkpoint = load_checkpoint(path)
@@ -138,7 +138,7 @@ def embed(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Embedde
     schema = schema_of(
         (*IDENTITY, *LATENT, *(SCORES if with_scores else ())), vae.latent_dim, provenance
     )
-    writer = CatalogueWriter(out, schema, _Identity(datamodule), n_stamps)
+    writer = CatalogueWriter(out, schema, _Identity(datamodule), n_stamps, settings["overwrite"])
     trainer.callbacks.append(writer)  # type: ignore[attr-defined]  # set by a connector
     _predict(trainer, vae, datamodule)
     if not trainer.is_global_zero:
@@ -240,22 +240,6 @@ def _may_be(found: Sequence[str], wanted: Sequence[str]) -> bool:
         one == other or GENERIC_BAND.fullmatch(one) or GENERIC_BAND.fullmatch(other)
         for one, other in pairs
     )
-
-
-def _free_path(settings: Mapping[str, Any]) -> Path:
-    """Where the catalogue goes; nothing that is there is lost unless that is wanted."""
-    out = Path(check_text("out", settings["out"])).expanduser()
-    overwrite = check_bool("overwrite", settings["overwrite"])
-    if out.suffix != ".parquet":
-        raise InputError(f"out={out} must be a name that ends in .parquet")
-    if out.is_dir() or not out.parent.is_dir():
-        found = "is a folder" if out.is_dir() else f"lies in {out.parent}, which is no folder"
-        raise InputError(f"out={out} {found}; give a file in a folder that exists")
-    if not os.access(out.parent, os.W_OK):
-        raise InputError(f"out={out}: {out.parent} cannot be written to; choose another folder")
-    if out.exists() and not overwrite:
-        raise InputError(f"out={out} exists; choose another name, or give overwrite=true")
-    return out
 
 
 def _checkpoint(settings: Mapping[str, Any]) -> Path:

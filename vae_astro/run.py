@@ -64,6 +64,9 @@ KEYS = {"seed", "resume", "init_from", "run_dir", "log_every_n_steps"}
 COLLAPSE_KEYS = {"forecast_stamps", "action"}
 CALLBACK_KEYS = {"n_stamps", "time_share", "save_every_n_steps", "progress"}
 
+PREPARED_ON = 4096
+"""Training stamps that a network may look at before the first step, at most."""
+
 log = logging.getLogger(__name__)
 
 
@@ -197,6 +200,7 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
         """The model that a run of these settings starts with."""
         _seed(seed)
         vae = new_vae(settings, datamodule.store.stamp_shape, datamodule.store.band_names)
+        vae.network.prepare(datamodule.training_sample(PREPARED_ON))
         if start is not None:
             _start_from(vae, start)
         return vae

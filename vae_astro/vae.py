@@ -114,7 +114,12 @@ class VAE(GuardedSteps):
         self.band_names = list(band_names or (f"band{band}" for band in range(n_bands)))
         self.normalizer = construct("data.normalize", Normalizer, normalize or {})
         self.network = build(
-            "model", NETWORKS, model or {"name": "conv"}, n_bands=n_bands, size=height
+            "model",
+            NETWORKS,
+            model or {"name": "conv"},
+            n_bands=n_bands,
+            size=height,
+            normalizer=self.normalizer,
         )
         self.micro_batches = self.network.micro_batches
         self.latent_dim = self.network.latent_dim
@@ -146,6 +151,11 @@ class VAE(GuardedSteps):
     def forward(self, image: Tensor) -> Tensor:
         """Expected pixels (B, C, H, W) at the posterior mean of ``image``, both normalised."""
         return self.decode(self.network.encode(image).mean)
+
+    @property
+    def clustered_units(self) -> tuple[int, ...]:
+        """The latent units that classes are made of; the others tell of nuisances."""
+        return self.network.clustered_units
 
     def decode(self, z: Tensor) -> Tensor:
         """Expected pixels (B, C, H, W) of code ``z`` (B, Z), normalised."""

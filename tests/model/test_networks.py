@@ -25,6 +25,7 @@ NARROW: dict[str, dict[str, object]] = {
     "linear": {},
     "mlp": {"hidden": [24, 12]},
     "question": {"bottleneck_units": 16},
+    "rings": {"width": 8, "shape_units": 1, "n_rings": 4, "hidden": 8},
 }
 """Keys that make a network quick to test."""
 

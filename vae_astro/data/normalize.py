@@ -168,7 +168,7 @@ class Normalizer:
         Exact up to float32 rounding for every good pixel; a masked pixel comes back as the zero
         point of ``scale``.
         """
-        return self._unstretched(image) * scale.unit + scale.zero
+        return self.unstretched(image) * scale.unit + scale.zero
 
     def residual(self, image: Tensor, location: Tensor, noise: Tensor) -> Tensor:
         """Difference between stamp and model in units of the pixel noise, before the stretch.
@@ -182,10 +182,17 @@ class Normalizer:
         image, location, noise : Tensor, shape (B, C, H, W)
             Normalised stamp, expected pixels, and noise as `NormalizedStamps` has it.
         """
-        seen, expected = self._unstretched(image), self._unstretched(location)
+        seen, expected = self.unstretched(image), self.unstretched(location)
         return (seen - expected) * self._slope(seen) / noise
 
-    def _unstretched(self, image: Tensor) -> Tensor:
+    def stretched(self, t: Tensor) -> Tensor:
+        """Normalised pixels of ``t``, pixels above the sky in units of its noise; any shape."""
+        if self.stretch == "minmax":
+            return t
+        return _STRETCHES[self.stretch].forward(t, self.softening)
+
+    def unstretched(self, image: Tensor) -> Tensor:
+        """The inverse of `stretched`, which stops growing at a pixel of 1e17 noises."""
         if self.stretch == "minmax":
             return image
         return _STRETCHES[self.stretch].inverse(image, self.softening)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from vae_astro.data.normalize import Normalizer
 from vae_astro.errors import InputError
 from vae_astro.model.decoders import ConvDecoder, LinearDecoder, MLPDecoder, QuestionDecoder
 from vae_astro.model.encoders import ConvEncoder, LinearEncoder, MLPEncoder, QuestionEncoder
 from vae_astro.model.micro_batches import MicroBatches
 from vae_astro.model.minimum_rate import MinimumRate
 from vae_astro.model.posterior import DiagonalGaussian
+from vae_astro.model.rings import RingsDecoder, RingsEncoder, RingSystem, fit_rings
 from vae_astro.settings import check_bool, check_choice, check_int, check_number
 
-__all__ = ["NETWORKS", "Network", "conv", "linear", "mlp", "question"]
+__all__ = ["NETWORKS", "Network", "RingsNetwork", "conv", "linear", "mlp", "question", "rings"]
 
 
 MOST_UNITS = 65_536
@@ -61,6 +63,11 @@ class Network(nn.Module):
         )
         self.minimum_rate = MinimumRate(latent_dim, nats) if nats > 0 else nn.Identity()
         self.micro_batches = MicroBatches()
+        self.clustered_units = tuple(range(latent_dim))
+        """Latent units that classes are made of: all, unless a network knows better."""
+
+    def prepare(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        """Take what is needed from training ``batches`` before the first step: here nothing."""
 
     def encode(self, image: Tensor) -> DiagonalGaussian:
         """Posterior of ``image`` (B, C, H, W), in float32 whatever the encoder computed in."""
@@ -111,6 +118,41 @@ class QuestionNetwork(Network):
         if self.exp_full_log_var:
             return posterior.mean + torch.exp(posterior.log_var) * self.eps_std * eps
         return posterior.sample(self.eps_std * eps)
+
+
+class RingsNetwork(Network):
+    """`Network` whose shape units know no orientation, flux or neighbours; see `model.rings`.
+
+    Parameters
+    ----------
+    encoder, decoder
+        That share a `RingSystem`.
+    latent_dim, shape_units : int
+        Z, and how many of them are clustered.
+    outer_radius : float, optional
+        Pixels; chosen by the stamps if absent.
+    """
+
+    encoder: RingsEncoder
+    decoder: RingsDecoder
+
+    def __init__(
+        self,
+        encoder: RingsEncoder,
+        decoder: RingsDecoder,
+        latent_dim: int,
+        initialisation: str,
+        minimum_rate_nats: float,
+        shape_units: int,
+        outer_radius: float | None,
+    ) -> None:
+        super().__init__(encoder, decoder, latent_dim, initialisation, minimum_rate_nats)
+        self.clustered_units = tuple(range(shape_units))
+        self.outer_radius = outer_radius
+
+    def prepare(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        """Lay the rings out, and start from the principal components of what they say."""
+        fit_rings(self.encoder, self.decoder, batches, self.outer_radius)
 
 
 def linear(
@@ -208,11 +250,57 @@ def question(
     )
 
 
+def rings(
+    *,
+    n_bands: int,
+    size: int,
+    normalizer: Normalizer | None = None,
+    latent_dim: int = 16,
+    shape_units: int = 6,
+    harmonics: int = 4,
+    n_rings: int = 10,
+    outer_radius: float | None = None,
+    hidden: int = 64,
+    width: int = 32,
+    minimum_rate_nats: float = 0.0,
+    initialisation: str = "default",
+) -> Network:
+    """Shape units without orientation, flux and neighbours, and units for the rest."""
+    check_int("model.latent_dim", latent_dim, minimum=1, maximum=MOST_UNITS)
+    check_int("model.shape_units", shape_units, minimum=1, maximum=MOST_UNITS)
+    check_int("model.harmonics", harmonics, minimum=0, maximum=16)
+    check_int("model.n_rings", n_rings, minimum=2, maximum=256)
+    check_int("model.hidden", hidden, minimum=1, maximum=MOST_UNITS)
+    if check_int("model.width", width, minimum=8, maximum=MOST_UNITS) % 8:
+        raise InputError(f"model.width must be a multiple of 8, got {width}")
+    if outer_radius is not None:
+        check_number("model.outer_radius", outer_radius, minimum=2)
+        outer_radius = min(float(outer_radius), 0.5 * size)
+    rest_units = latent_dim - shape_units - 1 - n_bands
+    if rest_units < 0:
+        raise InputError(
+            f"model.latent_dim={latent_dim} is too small for model=rings: {shape_units} shape "
+            f"units, 1 of flux and {n_bands} of background need at least "
+            f"{shape_units + 1 + n_bands}; set model.latent_dim higher or model.shape_units lower"
+        )
+    system = RingSystem(n_bands, size, n_rings, harmonics, normalizer or Normalizer())
+    return RingsNetwork(
+        RingsEncoder(system, shape_units, rest_units, hidden, width),
+        RingsDecoder(system, shape_units, rest_units, hidden, width),
+        latent_dim,
+        initialisation,
+        minimum_rate_nats,
+        shape_units,
+        outer_radius,
+    )
+
+
 NETWORKS: dict[str, Callable[..., Network]] = {
     "conv": conv,
     "linear": linear,
     "mlp": mlp,
     "question": question,
+    "rings": rings,
 }
 
 

@@ -13,7 +13,7 @@ from vae_astro.collapse.meaning import CodeMeaning, explain_code
 from vae_astro.collapse.units import ACTIVE_VARIANCE
 from vae_astro.collapse.verdict import Circumstances, CollapseVerdict, Explanation, explain, judge
 from vae_astro.data.datamodule import StampDataModule
-from vae_astro.evaluate.clusters import labelled_rows, score_against_labels
+from vae_astro.evaluate.pca_baseline import labelled_rows, score_against_labels
 from vae_astro.evaluate.properties import measure_properties
 from vae_astro.evaluate.scores import StampTable, score_stamps
 from vae_astro.report import summary

@@ -19,7 +19,7 @@ from vae_astro.errors import InputError
 from vae_astro.evaluate.scores import StampTable
 
 if TYPE_CHECKING:
-    from vae_astro.evaluate.clusters import LabelScores
+    from vae_astro.evaluate.pca_baseline import LabelScores
 
 __all__ = ["closing_lines", "log_hyperparameters", "metrics_of", "write_metrics"]
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vae_astro import catalogue
-from vae_astro.catalogue import IDENTITY, LATENT, PROVENANCE, Part, part_path, schema_of
+from vae_astro.catalogue import IDENTITY, LATENT, PROVENANCE, schema_of, spool
+from vae_astro.catalogue.parts import Part
+from vae_astro.catalogue.spool import part_path
 from vae_astro.errors import InputError
 
 Z = 3
@@ -74,7 +75,7 @@ def test_rows_come_back_with_names_units_and_provenance(new_part: NewPart) -> No
 
 
 def test_row_groups_are_bounded(new_part: NewPart, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "MOST_ROWS_IN_GROUP", 8)
+    monkeypatch.setattr(spool, "MOST_ROWS_IN_GROUP", 8)
     part = new_part()
     for first in range(0, 60, 4):
         part.add(batch(first, first + 4))
@@ -89,7 +90,7 @@ def test_row_groups_are_bounded(new_part: NewPart, monkeypatch: pytest.MonkeyPat
 def test_long_codes_have_smaller_row_groups(tmp_path: Path) -> None:
     schema = schema_of((*IDENTITY, *LATENT), 4096, {})
     part = Part(tmp_path / "b.parquet", schema, identity)
-    assert part._group_rows * 4096 * 8 <= catalogue.ROW_GROUP_BYTES
+    assert part._group_rows * 4096 * 8 <= spool.ROW_GROUP_BYTES
     part.discard()
 
 
@@ -148,7 +149,7 @@ def little_space() -> Iterator[None]:
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
     n_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogue, "MOST_ROWS_IN_GROUP", 5000)
+    monkeypatch.setattr(spool, "MOST_ROWS_IN_GROUP", 5000)
 
     def write() -> None:
         part = Part(tmp_path / "a.parquet", SCHEMA, identity)

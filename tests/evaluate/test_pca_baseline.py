@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from vae_astro.evaluate.clusters import ClusterScores, kmeans_scores, pca_codes
+from vae_astro.evaluate.pca_baseline import ClusterScores, kmeans_scores, pca_codes
 
 
 def blobs(separation: float, *, n_classes: int = 3, n: int = 60) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,41 @@
+"""Find classes that nobody labelled, name them, and give them to other stamps.
+
+python scripts/classify.py checkpoint=runs/NAME out=classes [n_classes=8] [data.labels=FILE.csv]
+python scripts/classify.py checkpoint=[runs/A,runs/B,runs/C] out=classes
+python scripts/classify.py names=classes/classes.yaml
+python scripts/classify.py model=classes data=fits data.root=FOLDER catalogue=new.fits
+"""
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from vae_astro.folders import register_resolvers
+
+register_resolvers()
+
+
+@hydra.main(config_path="../conf", config_name="classify", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Find, name or assign classes."""
+    from vae_astro.classify import classify
+    from vae_astro.errors import InputError
+
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    try:
+        said = classify(settings, list(HydraConfig.get().overrides.task))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if said is not None:
+        print(said)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped")
