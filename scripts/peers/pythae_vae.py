@@ -52,9 +52,9 @@ class Decoder(BaseDecoder):
         return ModelOutput(reconstruction=self.decoder(z))
 
 
-def pythae_model(settings: dict[str, Any], shape: tuple[int, int, int]) -> VAE:
+def pythae_model(settings: dict[str, Any], shape: tuple[int, int, int], seed: int = 0) -> VAE:
     """The network of these settings in pythae's VAE: half the squared error, plus the KL."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = new_vae(settings, shape).network
     config = VAEConfig(input_dim=shape, latent_dim=network.latent_dim, reconstruction_loss="mse")
     return VAE(config, encoder=Encoder(network), decoder=Decoder(network))
@@ -72,6 +72,7 @@ def pythae_trainer(
     settings: dict[str, Any],
     folder: Path,
     n_epochs: int,
+    seed: int = 0,
 ) -> BaseTrainer:
     """pythae's trainer with our optimiser, learning rate and batch."""
     config = BaseTrainerConfig(
@@ -81,6 +82,7 @@ def pythae_trainer(
         per_device_train_batch_size=settings["data"]["batch_size"],
         per_device_eval_batch_size=settings["data"]["batch_size"],
         optimizer_cls="Adam",
+        seed=seed,
     )
     return BaseTrainer(model, data, validation, config)
 

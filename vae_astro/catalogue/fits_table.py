@@ -71,8 +71,8 @@ class _Entry:
                 flat = pc.if_else(flat.is_valid(), flat, missing)
             return _numbers(flat.flatten()).reshape(-1, self.length)
         if pa.types.is_string(self.kind):
-            texts = flat.fill_null("").to_numpy(zero_copy_only=False)
-            return np.array([_ascii(text) for text in texts], f"S{self.width}")
+            texts = _escaped(flat.fill_null("")).to_numpy(zero_copy_only=False)
+            return texts.astype(f"S{self.width}")
         if pa.types.is_boolean(self.kind):
             truth = pc.if_else(flat, pa.scalar(ord("T"), pa.uint8()), ord("F"))
             return truth.fill_null(0).to_numpy()
@@ -135,7 +135,7 @@ def _header(entries: list[_Entry], schema: pa.Schema, n_rows: int) -> fits.Heade
             unit, description = "", f"{description} [{unit}]"
         for keyword, value in (("TUNIT", unit), ("TUCD", about.get("ucd")), ("TCOMM", description)):
             if value:
-                header.set(f"{keyword}{n}", _ascii(value).decode("ascii"))
+                header.set(f"{keyword}{n}", _ascii(value))
     header[PROVENANCE_CARD] = (schema.metadata or {}).get(PROVENANCE, b"{}").decode("ascii")
     header.add_comment(f"{PROVENANCE_CARD} tells what this was made from, as JSON.")
     header.add_comment("TCOMMn describes column n, TUCDn is its UCD.")
@@ -155,16 +155,21 @@ def _text_widths(parquet: Path, schema: pa.Schema) -> dict[str, int]:
         return {}
     for group in row_groups(parquet, list(widths)):
         for name in widths:
-            texts = group[name].unique().drop_null().to_pylist()
-            longest = max((len(_ascii(text)) for text in texts), default=0)
-            widths[name] = max(widths[name], longest)
+            longest = pc.max(pc.binary_length(_escaped(group[name].combine_chunks()))).as_py()
+            widths[name] = max(widths[name], longest or 0)
     return widths
 
 
-def _ascii(text: str) -> bytes:
-    """``text`` in the characters that FITS allows."""
+def _escaped(texts: pa.Array) -> pa.Array:
+    """Texts in the characters that FITS allows; null stays null."""
+    if pc.all(pc.or_(pc.ascii_is_printable(texts), pc.equal(texts, ""))).as_py() is not False:
+        return texts
+    return pa.array([None if text is None else _ascii(text) for text in texts.to_pylist()])
+
+
+def _ascii(text: str) -> str:
     plain = text.isascii() and text.isprintable()
-    return text.encode("ascii" if plain else "unicode_escape")
+    return text if plain else text.encode("unicode_escape").decode("ascii")
 
 
 def _numbers(values: pa.Array) -> np.ndarray:
