@@ -285,8 +285,8 @@ def _loaded(path: Path) -> VAE:
 
 
 def _network(vae: VAE, units: str | Sequence[int]) -> Network:
-    clustered = getattr(vae, "clustered_units", range(vae.latent_dim))
-    return Network(units_named(units, tuple(clustered), vae.latent_dim), _responsibilities(vae))
+    chosen = units_named(units, vae.clustered_units, vae.latent_dim)
+    return Network(chosen, _responsibilities(vae))
 
 
 def _responsibilities(vae: VAE) -> Callable[[np.ndarray], np.ndarray] | None:
