@@ -95,6 +95,13 @@ def test_bound_rises_when_it_is_climbed(way: dict[str, Any]) -> None:
 
 
 @every_way
+def test_weights_can_lie_channels_last(way: dict[str, Any]) -> None:
+    plain, last = vae_of(way), vae_of(way).to(memory_format=torch.channels_last)
+    batch = batch_of()
+    torch.testing.assert_close(step_of(last, batch).loss, step_of(plain, batch).loss)
+
+
+@every_way
 def test_micro_batches_change_nothing(way: dict[str, Any]) -> None:
     gradients = []
     for n_training in (None, 2):
