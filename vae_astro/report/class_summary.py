@@ -34,14 +34,13 @@ def class_lines(
             f"number of classes: {at} of {tried[0]} to {tried[-1]} has the lowest "
             f"{criterion.upper()} (BIC {curve.best('bic')}, ICL {curve.best('icl')})"
         )
-        if k < at:
-            lines.append(f"  seeds do not agree on {at}: {k} are left when they vote")
         if at == tried[-1] > 1:
-            lines.append("  the largest number that was tried: raise max_classes, or set n_classes")
+            lines.append("the largest number that was tried: raise max_classes, or set n_classes")
         if at == 1:
-            lines.append(
-                "  one: these codes hold no classes that stand apart; n_classes=N cuts them"
-            )
+            lines.append("one: these codes hold no classes that stand apart; n_classes=N cuts them")
+    most = max(map(len, consensus.votes))
+    if k < most:
+        lines.append(f"seeds do not agree on {most}: {k} are left when they vote")
     if consensus.ari is None:
         lines.append("stability not known from one clustering: raise n_seeds or give checkpoints")
     else:
