@@ -159,7 +159,7 @@ def test_a_few_labels_give_mapping_and_scores_and_change_no_class(
     assert told["labels"]["nmi"] == pytest.approx(1)
     assert sorted(told["labels"]["mapping"]) == ["place 0", "place 1", "place 2"]
     assert told["codes"]["neighbours_balanced_accuracy"] == 1
-    assert "is mostly place" in (said or "")
+    assert "100 % place 0" in (said or "")
     assert "NMI 1.000" in (said or "")
 
 

@@ -76,6 +76,10 @@ def read_labels(
             f"data.labels={file} names none of the {len(names)} stamps: its column {key!r} holds "
             f"{next(iter(by_name), '')!r}, the stamps are called {names[0][0]!r}"
         )
+    n_unknown = len(by_name) - len({name for each in names for name in each if name in by_name})
+    if n_unknown:
+        log.warning("data.labels=%s: %d of its %d names are of no stamp here", file, n_unknown,
+                    len(by_name))  # fmt: skip
     if n_found < len(names):
         log.warning(
             "data.labels=%s has no label for %d of %d stamps",

@@ -64,7 +64,7 @@ class Search:
     method: str = "mixture"
     n_classes: int | str = "auto"
     max_classes: int = 20
-    covariance: str = "full"
+    covariance: str = "diag"
     criterion: str = "icl"
     min_class_size: int | None = None
     n_seeds: int = 5

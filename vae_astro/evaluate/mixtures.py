@@ -92,8 +92,11 @@ def fit_mixture(codes: np.ndarray, n_classes: int, covariance: str, seed: int) -
         matrices = matrices[:, :, None] * np.eye(codes.shape[1])
     elif covariance == "tied":
         matrices = np.repeat(matrices[None], n_classes, axis=0)
-    return Mixture(*(each.astype(np.float64) for each in (fitted.weights_, fitted.means_)),
-                   matrices.astype(np.float64))  # fmt: skip
+    return Mixture(
+        fitted.weights_.astype(np.float64),
+        fitted.means_.astype(np.float64),
+        matrices.astype(np.float64),
+    )
 
 
 def _fitted(

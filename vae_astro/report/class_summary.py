@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vae_astro.evaluate.agreement import Agreement, Readable
 from vae_astro.evaluate.consensus import Consensus
@@ -10,7 +10,7 @@ from vae_astro.evaluate.mixtures import Curve
 
 __all__ = ["class_lines", "label_lines"]
 
-WIDEST_NAME = 24
+WIDEST_NAME, WIDEST_LABEL = 24, 14
 SHOWN_STRAYS = 3
 
 
@@ -34,14 +34,13 @@ def class_lines(
             f"number of classes: {at} of {tried[0]} to {tried[-1]} has the lowest "
             f"{criterion.upper()} (BIC {curve.best('bic')}, ICL {curve.best('icl')})"
         )
-        if k < at:
-            lines.append(f"  seeds do not agree on {at}: {k} are left when they vote")
         if at == tried[-1] > 1:
-            lines.append("  the largest number that was tried: raise max_classes, or set n_classes")
+            lines.append("the largest number that was tried: raise max_classes, or set n_classes")
         if at == 1:
-            lines.append(
-                "  one: these codes hold no classes that stand apart; n_classes=N cuts them"
-            )
+            lines.append("one: these codes hold no classes that stand apart; n_classes=N cuts them")
+    most = max(map(len, consensus.votes))
+    if k < most:
+        lines.append(f"seeds do not agree on {most}: {k} are left when they vote")
     if consensus.ari is None:
         lines.append("stability not known from one clustering: raise n_seeds or give checkpoints")
     else:
@@ -84,17 +83,21 @@ def label_lines(labels: Agreement, read: Readable | None, names: Sequence[str]) 
             f"{read.neighbours_balanced_accuracy:.3f} balanced, linear probe "
             f"{read.probe_accuracy:.3f} ({read.probe_balanced_accuracy:.3f} balanced)"
         )
-    first = max(map(len, labels.labels))
-    none = labels.confusion[:, -1].any()
-    shown = [_short(name, 12) for name in names] + (["none"] if none else [])
-    lines.append(" " * first + "".join(f"  {name:>8}" for name in shown))
-    for label, counts in zip(labels.labels, labels.confusion, strict=True):
-        row = counts if none else counts[:-1]
-        cells = (f"  {count:>{max(len(name), 8)}}" for count, name in zip(row, shown, strict=True))
-        lines.append(f"{label:{first}}" + "".join(cells))
-    for name, label, purity in zip(names, labels.mapping, labels.purity, strict=True):
-        if label is not None:
-            lines.append(f"{name} is mostly {label}, {100 * (purity or 0):.0f} % of its labels")
+    width = min(max(map(len, [*names, "none"])), WIDEST_NAME)
+    columns = [_short(label, WIDEST_LABEL) for label in labels.labels]
+    widths = [max(len(column), len(str(labels.confusion.max()))) for column in columns]
+
+    def row(name: str, cells: Iterable[object]) -> str:
+        pairs = zip(cells, widths, strict=True)
+        return f"{_short(name, width):{width}}" + "".join(f"  {cell:>{w}}" for cell, w in pairs)
+
+    lines.append(row("", columns))
+    counts = labels.confusion.T
+    for k, (name, label) in enumerate(zip(names, labels.mapping, strict=True)):
+        mostly = f"  {100 * (labels.purity[k] or 0):.0f} % {label}" if label is not None else ""
+        lines.append(row(name, counts[k]) + mostly)
+    if counts[-1].any():
+        lines.append(row("none", counts[-1]))
     return lines
 
 

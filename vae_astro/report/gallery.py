@@ -118,7 +118,7 @@ def class_figure(
         if band == 0:
             label = f"{kind}\n{label}".strip()
         ax.set_ylabel(label, rotation=0, ha="right", va="center")
-    _bars(figure, axes, stretch)
+    _bars(figure, list(axes), stretch)
     figure.suptitle(f"{plain(title)}\nstamps normalised, one stretch a band", fontsize=11)
     return figure
 
