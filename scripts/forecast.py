@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
     from vae_astro.collapse.forecast import forecast_run
     from vae_astro.data.datamodule import StampDataModule
     from vae_astro.errors import InputError
-    from vae_astro.model.likelihoods import LIKELIHOODS
+    from vae_astro.model.focus import build_likelihood
     from vae_astro.model.networks import MOST_UNITS
     from vae_astro.objective.beta import SCHEDULES
     from vae_astro.report.figures import spectrum
@@ -41,18 +41,19 @@ def main(cfg: DictConfig) -> None:
         steps = check_int("steps", settings["steps"], minimum=1)
         schedule = build("beta", SCHEDULES, settings["beta"], total_steps=steps)
         datamodule = StampDataModule(**settings["data"], seed=settings["seed"])
-        build("likelihood", LIKELIHOODS, settings["likelihood"], n_bands=1)
+        normalizer = datamodule.normalizer
+        build_likelihood(settings["likelihood"], n_bands=1, size=64, normalizer=normalizer)
         datamodule.prepare_data()
         datamodule.setup()
         began = time.perf_counter()
+        n_bands, size, _ = datamodule.store.stamp_shape
+        likelihood = build_likelihood(
+            settings["likelihood"], n_bands=n_bands, size=size, normalizer=normalizer
+        )
+        likelihood.prepare(datamodule.training_sample(n_stamps))
         foreseen = forecast_run(
             datamodule.training_sample(n_stamps),
-            build(
-                "likelihood",
-                LIKELIHOODS,
-                settings["likelihood"],
-                n_bands=len(datamodule.store.band_names),
-            ),
+            likelihood,
             latent_dim,
             schedule,
             steps,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vae_astro.collapse.spectrum import measure_spectrum
 from vae_astro.data.normalize import Normalizer
 from vae_astro.data.rings import radii
 from vae_astro.errors import InputError
@@ -84,3 +85,13 @@ def test_a_radius_that_cannot_be_is_refused_by_name(radius: object) -> None:
 def test_what_is_no_density_cannot_be_weighted() -> None:
     with pytest.raises(InputError, match=r"likelihood\.focus_radius needs"):
         focused("pixel_mean_mse")
+
+
+def test_a_forecast_counts_the_pixels_inside_the_window_alone() -> None:
+    image, _, mask, noise = stamps(200)
+    image[:, 0, 15] += torch.linspace(-5, 5, 200)[:, None]  # a direction in the middle
+    image[:, 0, :3] += 20 * torch.randn(200, 1, 1)  # a stronger one outside
+    batch = {"image": image.where(mask, torch.zeros(())), "mask": mask, "noise": noise}
+    inside = measure_spectrum([batch], focused("gaussian")).eigenvalues
+    whole = measure_spectrum([batch], focused("gaussian", None)).eigenvalues
+    assert 20 < inside[0] < 0.1 * whole[0]

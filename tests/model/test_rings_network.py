@@ -49,13 +49,13 @@ def shape_of(network: RingsNetwork, light: torch.Tensor) -> torch.Tensor:
     return posterior.mean[:, list(network.clustered_units)]
 
 
-@pytest.mark.parametrize("harmonics", [0, 4])
-def test_shape_units_are_the_same_in_all_eight_poses(harmonics: int) -> None:
+@pytest.mark.parametrize(("harmonics", "bfloat16"), [(0, False), (4, False), (4, True)])
+def test_shape_units_are_the_same_in_all_eight_poses(harmonics: int, bfloat16: bool) -> None:
     network = prepared(harmonics=harmonics)
     light = sources(6) + 40 * torch.rand(6, 2, SIZE, SIZE)
     image = batch_of(light)["image"]
     image[:, :, 3:9, 4:20] = 0  # masked
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         posterior = network.encode(image)
         for turn in range(8):
             view = torch.rot90(image, turn % 4, (2, 3))

@@ -160,6 +160,7 @@ class RingSystem(nn.Module):
         shape = sign * profile * square.sqrt() / (square + self.n_profile)
         flux = sign * square.sqrt()
         parts = [shape]
+        # power, not phase: what is left of arms, companions and trails in all poses
         if self.harmonics:
             power = harmonic_power(image, mask, self.members, self.harmonics)
             power = (power / self.noise[:, None, None].square()).flatten(1)
@@ -275,15 +276,16 @@ class RingsEncoder(nn.Module):
     def forward(self, image: Tensor) -> DiagonalGaussian:
         """Posterior of ``image`` (B, C, H, W)."""
         rings = self.rings
-        measured = rings.measure(image)
-        shape = measured.shape - rings.center
-        flux = ((measured.log_flux - rings.flux_center) / rings.flux_spread)[:, None]
-        levels = torch.cat([flux, measured.background / rings.background_spread], 1)
-        means = [self.shape_mean(shape), self.gain * levels]
-        log_vars = [
-            self.shape_log_var(torch.cat([shape, flux], 1)),
-            self.level_log_var(levels),
-        ]
+        with _float32(image):
+            measured = rings.measure(image)
+            shape = measured.shape - rings.center
+            flux = ((measured.log_flux - rings.flux_center) / rings.flux_spread)[:, None]
+            levels = torch.cat([flux, measured.background / rings.background_spread], 1)
+            means = [self.shape_mean(shape), self.gain * levels]
+            log_vars = [
+                self.shape_log_var(torch.cat([shape, flux], 1)),
+                self.level_log_var(levels),
+            ]
         if self.rest is not None:
             rest = self.rest(image)
             means.append(rest.mean)
@@ -315,15 +317,22 @@ class RingsDecoder(nn.Module):
         """Location (B, C, H, W) of code ``z`` (B, Z)."""
         rings = self.rings
         shape, flux, background, rest = z.split(self.units, dim=1)
-        symmetric = rings.draw(
-            self.profile(shape).float(),
-            (rings.flux_center + rings.flux_spread * flux[:, 0]).float(),
-            (rings.background_spread * background).float(),
-        )
+        with _float32(z):
+            symmetric = rings.draw(
+                self.profile(shape.float()),
+                rings.flux_center + rings.flux_spread * flux[:, 0].float(),
+                rings.background_spread * background.float(),
+            )
         if self.rest is None:
             return symmetric
-        told = torch.cat([shape, rest], 1) if rings.harmonics else rest
-        return symmetric + rings.without_rings(self.rest(told).float())
+        drawn = self.rest(torch.cat([shape, rest], 1) if rings.harmonics else rest)
+        with _float32(z):
+            return symmetric + rings.without_rings(drawn.float())
+
+
+def _float32(like: Tensor) -> torch.autocast:
+    """Sums over rings keep their digits where the convolutions compute in bfloat16."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 @torch.no_grad()
