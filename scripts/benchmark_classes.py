@@ -81,7 +81,8 @@ def read_stamps(datamodule: StampDataModule, rows: Any) -> Any:
     few = np.sort(np.random.default_rng(0).permutation(rows)[:MOST_STAMPS])
     store = datamodule.store
     level, noise = store.sky_level[few][:, :, None, None], store.sky_noise[few][:, :, None, None]
-    light = torch.from_numpy((store.gather(few)[:, : level.shape[1]] - level) / noise)
+    with np.errstate(all="ignore"):  # fill values, and a band without noise: not finite, not good
+        light = torch.from_numpy((store.gather(few)[:, : level.shape[1]] - level) / noise)
     seen = light.isfinite()
     return Stamps(image, mask, light.where(seen, 0.0).float(), seen)
 
