@@ -219,6 +219,8 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     if not trainer.is_global_zero:
         return RunResult(vae, {}, run_dir)
     log.info("judging the best checkpoint")
+    if vae.prior.learns and not vae.prior.started:
+        log.warning("the best checkpoint is of the warm-up: its prior is still a unit Gaussian")
     from vae_astro.report.judgement import judge_run  # scikit-learn: not before it is needed
 
     shown = next(iter(datamodule.in_order(datamodule.val_rows[: attempt.panels.n_stamps])))

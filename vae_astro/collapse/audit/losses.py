@@ -90,6 +90,7 @@ class OwnLoss(Objective):
 
     def __init__(self, subject: OwnSubject) -> None:
         self.vae = subject.vae
+        self.is_function = not self.vae.prior.learns  # a prior moves beside it
         self.penalty = self.vae.penalty(LATE_STEP)
 
     def __call__(self, recon: Tensor, stamps: Tensor, mean: Tensor, spread: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ class Prior(nn.Module, ABC):
     name: str
     epoch: Tensor
     """Of a prior that learns: the last for which `begin_epoch` was called; a buffer."""
+    started: Tensor
+    """Of a prior that learns: whether it is what its name says yet; a buffer."""
     learns: bool = False
     """Whether it has parameters, and something to do at the beginning of an epoch."""
     draws: bool = False

@@ -81,7 +81,6 @@ class MixturePrior(Prior):
 
     name = "mixture"
     learns = True
-    started: Tensor
     occupied: Tensor
     n_batches: Tensor
     n_reseeded: Tensor

@@ -58,7 +58,6 @@ class VampPrior(Prior):
     learns = True
     draws = True
     starts_from = "stamps"
-    started: Tensor
 
     def __init__(
         self, latent_dim: int, stamp_shape: Sequence[int], n_pseudo_inputs: int = 64
