@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vae_astro.data.rings import radii, ring_edges, ring_members, ring_profiles
+from vae_astro.data.rings import harmonic_power, radii, ring_edges, ring_members, ring_profiles
 
 
 def symmetries(image: torch.Tensor) -> list[torch.Tensor]:
@@ -55,3 +55,25 @@ def test_each_pixel_inside_belongs_to_one_ring() -> None:
     members = ring_members(20, 20, ring_edges(8, 9.5))
     counts = members.sum(0).reshape(20, 20)
     assert torch.equal(counts, (radii(20, 20) < 9.5).float())
+
+
+@pytest.mark.parametrize("size", [16, 21])
+def test_the_power_of_harmonics_is_the_same_in_all_eight_poses(size: int) -> None:
+    image = torch.randn(3, 2, size, size, dtype=torch.float64)
+    image[:, :, size // 2, size // 2] += 100  # the middle, which has no angle
+    mask = torch.rand(3, 2, size, size) > 0.2
+    members = ring_members(size, size, ring_edges(5, size / 2))
+    whole = harmonic_power(image, mask, members, 4)
+    for view, good in zip(symmetries(image), symmetries(mask), strict=True):
+        torch.testing.assert_close(harmonic_power(view, good, members, 4), whole)
+
+
+def test_noise_has_a_harmonic_power_of_its_variance_and_a_bar_has_its_order() -> None:
+    good = torch.ones(2000, 1, 21, 21, dtype=torch.bool)
+    members = ring_members(21, 21, ring_edges(4, 10.0))
+    power = harmonic_power(3 * torch.randn(2000, 1, 21, 21), good, members, 3)
+    assert power[:, :, 1:].mean((0, 1)).sub(9).abs().max() < 1
+    rows = torch.arange(21) - 10.0
+    bar = torch.exp(-0.5 * (rows / 1.5).square())[:, None].expand(21, 21)[None, None]
+    power = harmonic_power(bar, good[:1], members, 3)[0, 0, -1]
+    assert power[1] > 100 * (power[0] + power[2])

@@ -109,9 +109,11 @@ def harmonic_power(image: Tensor, mask: Tensor, members: Tensor, n_orders: int) 
     mean = ring_means(image, mask, members)
     clean = image.where(mask, image.new_zeros(())).flatten(2)
     deviation = (clean - mean @ members) * good
+    # the pixel in the very middle has no angle: with any, it would not turn as the others do
+    turns = (radii(height, width).flatten() > 0).to(image.device)
     orders = []
     for order in range(1, n_orders + 1):
-        waves = ((order * angle).cos(), (order * angle).sin())
+        waves = ((order * angle).cos() * turns, (order * angle).sin() * turns)
         parts = [(deviation * wave.to(image.dtype)) @ members.T for wave in waves]
         orders.append((parts[0].square() + parts[1].square()) / n_good)
     return torch.stack(orders, dim=-1)
