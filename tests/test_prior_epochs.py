@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from vae_astro import VAE
 from vae_astro.acceleration import compile_parts
 from vae_astro.checkpoint import RandomState
+from vae_astro.collapse.audit import audit
 from vae_astro.errors import InputError
 from vae_astro.model.priors import MixturePrior, VampPrior
 
@@ -213,3 +214,12 @@ def test_traced_step_is_the_plain_one_before_and_after_the_warm_up(
     fitted(tmp_path / "traced", traced, 3)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(value, traced.state_dict()[name], msg=name)
+
+
+@pytest.mark.parametrize("settings", [{**MIXTURE, "warmup_epochs": 0}, VAMP])
+def test_audit_takes_a_prior_that_moves_for_no_fault(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    vae = fitted(tmp_path, small_vae(settings), 1)
+    stamps = torch.cat([batch["image"] for batch in BATCHES])
+    assert "kl-formula" not in audit(vae, stamps).names
