@@ -23,7 +23,7 @@ STOREYS = [
     {"report", "catalogue", "processes"},
     {"training"},
     {"run", "embed", "class_passes"},
-    {"classify"},
+    {"classify", "outliers"},
 ]
 """Rooms from the ground up. A room sees itself and the storeys below, not its neighbours."""
 

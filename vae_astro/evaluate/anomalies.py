@@ -89,11 +89,8 @@ class Signs:
     @property
     def is_usable(self) -> np.ndarray:
         """Whether everything is finite and some pixel is good, shape (N,), bool."""
-        usable = np.asarray(self.n_good) > 0
-        for field in fields(self):
-            values = getattr(self, field.name)
-            usable = usable & np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-        return usable
+        columns = np.column_stack([getattr(self, field.name) for field in fields(self)])
+        return np.isfinite(columns).all(axis=1) & (self.n_good > 0)
 
 
 @dataclass(frozen=True)

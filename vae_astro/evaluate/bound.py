@@ -20,7 +20,7 @@ from vae_astro.objective.noise import noise_of_stamps
 from vae_astro.settings import check_int
 from vae_astro.vae import VAE
 
-__all__ = ["importance_weighted", "log_posterior_density"]
+__all__ = ["importance_weighted", "log_posterior_density", "log_weights"]
 
 PIXELS_AT_A_TIME = {"cpu": 1 << 20, "other": 1 << 24}
 """Pixels that are decoded together: what bounds the memory, whatever K and the batch are."""
@@ -109,13 +109,17 @@ def _of_few(
         else:
             numbers = noise_of_stamps(batch["index"], n * vae.latent_dim, first * vae.latent_dim)
             eps = numbers.view(len(mean), n, vae.latent_dim).transpose(0, 1)
-        weights = _log_weights(vae, batch, posterior, eps)
+        weights = log_weights(vae, batch, posterior, eps)
         total = torch.logaddexp(total, weights.double().logsumexp(0))
     return total - math.log(n_samples)
 
 
-def _log_weights(vae: VAE, batch: Batch, posterior: DiagonalGaussian, eps: Tensor) -> Tensor:
-    """``ln w`` (S, B) of the codes that ``eps`` (S, B, Z) stands for."""
+def log_weights(vae: VAE, batch: Batch, posterior: DiagonalGaussian, eps: Tensor) -> Tensor:
+    """``ln w`` (S, B) of the codes ``mean + std * eps`` for ``eps`` (S, B, Z), in float64 nats.
+
+    With gradients, if they are on: the mean over stamps of their ``logsumexp(0) - ln S`` is what an
+    importance-weighted autoencoder is trained on.
+    """
     # not by network.sample: what is drawn must have the density that it is divided by
     z = posterior.sample(eps)
     output = vae.network.decode(z.flatten(0, 1))

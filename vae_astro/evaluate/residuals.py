@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from vae_astro.data.normalize import Normalizer
 
-__all__ = ["RESIDUAL_SCORES", "ResidualMaps", "peak_of", "residual_maps", "residual_scores"]
+__all__ = ["RESIDUAL_SCORES", "ResidualMaps", "residual_maps", "residual_scores"]
 
 MODEL_ERROR = 0.5
 """f: the share of its light to which a pixel is expected to be reproduced."""
@@ -145,9 +145,3 @@ def _strips(height: int, width: int) -> list[tuple[Tensor, int]]:
         strip = (across - across.min()).floor().long()
         found.append((strip, int(strip.max()) + 1))
     return found
-
-
-def peak_of(smooth: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column (B,) of the highest point of maps (B, H, W)."""
-    at = smooth.flatten(1).argmax(1)
-    return at // smooth.shape[2], at % smooth.shape[2]

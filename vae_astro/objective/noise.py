@@ -37,8 +37,8 @@ def noise_of_stamps(index: Tensor, latent_dim: int, first: int = 0) -> Tensor:
         hashed = _splitmix64_of_signed(_splitmix64_of_signed(index[:, None] + SEED) ^ unit)
         return _as_normal(_shifted(hashed, 11).double())
     rows = index.cpu().numpy().astype(np.uint64)[:, None] + np.uint64(SEED)
-    columns = np.arange(first, first + latent_dim, dtype=np.uint64)
-    mixed = _splitmix64(_splitmix64(rows) ^ columns)
+    units = np.arange(first, first + latent_dim, dtype=np.uint64)
+    mixed = _splitmix64(_splitmix64(rows) ^ units)
     noise = _as_normal(torch.from_numpy((mixed >> np.uint64(11)).astype(np.float64)))
     return noise.to(index.device)
 

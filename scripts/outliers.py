@@ -1,0 +1,37 @@
+"""Rank stamps by how odd they are, with p-values that are calibrated on normal ones.
+
+python scripts/outliers.py checkpoint=runs/NAME out=outliers.parquet [figure=outliers.png]
+python scripts/outliers.py checkpoint=runs/NAME data=fits data.root=FOLDER [calibrate_on=NORMAL]
+"""
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from vae_astro.folders import register_resolvers
+
+register_resolvers()
+
+
+@hydra.main(config_path="../conf", config_name="outliers", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Rank the stamps of the data group, or those that the run was trained on."""
+    from vae_astro.errors import InputError
+    from vae_astro.outliers import outliers
+
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    try:
+        print(outliers(settings, list(HydraConfig.get().overrides.task)))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped")
