@@ -30,7 +30,7 @@ def codes_of_peer(
     SideError
         It cannot be installed, or fails.
     """
-    from vae_astro.training import EPOCHS, USUAL_STEPS
+    from vae_astro.hardware import EPOCHS, USUAL_STEPS
 
     environment = with_peers(peers_folder(peers))
     settings["data"]["batch_size"] = settings["data"]["batch_size"] or USUAL_BATCH
