@@ -1,7 +1,7 @@
 """What labels say of classes that were found without them: baselines, pythae's VAE, and ours.
 
 python scripts/benchmark_classes.py data=alerts data.root=FOLDER data.labels=FILE.csv
-    [data.classes=[asteroid,star,bogus]] ["ours=[model=rings]"] [out=FILE.json]
+    [data.classes=[asteroid,star,bogus]] ['ours=["model=rings"]'] [out=FILE.json]
 python scripts/benchmark_classes.py size=small
 
 Clusters are given the number of classes; nothing sees a label before it is scored. Folds keep the
