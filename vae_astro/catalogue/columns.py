@@ -122,7 +122,7 @@ OUTLIERS = (
            ucd="stat.likelihood"),
     Column("p_value", FRACTION, "", "share of normal stamps that are at least as odd",
            ucd="stat.probability"),
-    Column("latent_log_density", NATS, "nat", "log-density of the code among those of normal stamps",
+    Column("latent_log_density", NATS, "nat", "log-density of the code among normal ones",
            ucd="stat.likelihood"),
     Column("neighbour_distance", FRACTION, "", "distance of the nearest codes"),
 )  # fmt: skip
