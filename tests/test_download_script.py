@@ -64,7 +64,7 @@ def test_an_interruption_is_gone_on_with(server: WebServer, tmp_path: Path) -> N
         command("urls=urls.txt", "out=sky"), cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     part, end = tmp_path / "sky" / "a.fits.part", time.monotonic() + 40
-    while not (part.exists() and part.stat().st_size > 0) and time.monotonic() < end:
+    while not (part.exists() and part.stat().st_size == 300_000) and time.monotonic() < end:
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
     _, shown = running.communicate(timeout=20)

@@ -38,6 +38,7 @@ def network(name: str, **keys: object) -> Network:
         "conv": {"width": 8},
         "mlp": {"hidden": [24, 12]},
         "question": {"bottleneck_units": 9},
+        "rings": {"shape_units": 2, "hidden": 8, "width": 8},
     }
     settings = {"name": name, "latent_dim": 4, **narrow.get(name, {}), **keys}
     return build("model", NETWORKS, settings, n_bands=1, size=17)
