@@ -16,7 +16,8 @@ import vae_astro
 from vae_astro import prior_epochs
 from vae_astro.data.batches import Batch
 from vae_astro.data.normalize import NormalizedStamps, Normalizer
-from vae_astro.data.stamp import SMALLEST_STAMP, fit_to_size
+from vae_astro.data.raw import as_stamps, in_batches
+from vae_astro.data.stamp import SMALLEST_STAMP
 from vae_astro.errors import InputError
 from vae_astro.guarded_steps import GuardedSteps
 from vae_astro.late import LateValues
@@ -464,31 +465,7 @@ class VAE(GuardedSteps):
         return noise_of_stamps(index, self.latent_dim)
 
     def _batches(self, raw: np.ndarray, batch_size: int) -> Iterator[NormalizedStamps]:
-        stamps = self._as_stamps(raw)
+        stamps = as_stamps(raw, self.band_names)
         self.eval()
-        for first in range(0, len(stamps), check_int("batch_size", batch_size, minimum=1)):
-            # float32 and native byte order: torch refuses the big-endian arrays of FITS
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is masked
-                chunk = stamps[first : first + batch_size].astype(np.float32)
-            fitted = fit_to_size(chunk, self.stamp_shape[1])
-            yield self.normalizer(torch.from_numpy(fitted).to(self.device))
-
-    def _as_stamps(self, raw: np.ndarray) -> np.ndarray:
-        if np.ma.isMaskedArray(raw):
-            raw = np.ma.filled(raw.astype(np.float32), np.nan)
-        try:
-            raw = np.asarray(raw, dtype=None if isinstance(raw, np.ndarray) else np.float32)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"stamps must be an array of numbers: {error}") from error
-        n_bands = self.stamp_shape[0]
-        given = raw.shape
-        if raw.ndim == 2 or (raw.ndim == 3 and n_bands > 1):
-            raw = raw[None]
-        if raw.ndim == 3:
-            raw = raw[:, None]
-        if raw.ndim != 4 or raw.shape[1] != n_bands or not raw.size or raw.dtype.kind not in "biuf":
-            raise InputError(
-                f"stamps have shape {given} of {raw.dtype}; "
-                f"this model takes (N, {n_bands}, H, W) with the bands {', '.join(self.band_names)}"
-            )
-        return raw
+        for pixels in in_batches(stamps, self.stamp_shape[1], batch_size):
+            yield self.normalizer(pixels.to(self.device))
