@@ -6,9 +6,11 @@ import copy
 import logging
 import pickle
 import random
+import re
 import shutil
 import signal
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -152,8 +154,25 @@ class WarmStart:
         ]
 
 
+_PRIOR, _RINGS = re.compile(r"prior\."), re.compile(r"network\.\w+\.rings\.")
+_WHOLE = (_PRIOR, _RINGS)
+_PROGRESS = re.compile(r"prior\.(epoch|occupied|n_batches|n_reseeded)$")
+
+
+def _is_given(vae: VAE, group: re.Pattern[str], theirs: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the rings have a radius that is asked for and is not that of the checkpoint."""
+    radius = getattr(vae.network, "outer_radius", None)
+    if group is not _RINGS or radius is None:
+        return False
+    found = theirs.get("network.encoder.rings.outer_radius")
+    return found is not None and abs(float(found) - radius) > 1e-6 * radius
+
+
 def warm_start(vae: VAE, path: Path) -> WarmStart:
     """Copy every weight of a checkpoint that fits ``vae``; leave the rest as it is.
+
+    A learned prior, and the rings that stamps are measured in, are taken whole or not at all; how
+    far the earlier run had come is not taken.
 
     Raises
     ------
@@ -167,6 +186,11 @@ def warm_start(vae: VAE, path: Path) -> WarmStart:
         for name, value in theirs.items()
         if name in ours and ours[name].shape == value.shape
     }
+    for group in _WHOLE:
+        of_both = {name for name in {*theirs, *ours} if group.match(name)}
+        if not of_both <= fitting.keys() or _is_given(vae, group, theirs):
+            fitting = {name: value for name, value in fitting.items() if name not in of_both}
+    fitting = {name: value for name, value in fitting.items() if not _PROGRESS.match(name)}
     result = WarmStart(
         taken=len(fitting),
         other_shape={

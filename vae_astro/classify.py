@@ -40,6 +40,7 @@ from vae_astro.evaluate.class_names import default_name, read_names, write_names
 from vae_astro.evaluate.clusters import hard_classes, units_named
 from vae_astro.folders import is_first_process
 from vae_astro.model.posterior import DiagonalGaussian
+from vae_astro.model.priors import MixturePrior
 from vae_astro.report.class_summary import class_lines, label_lines
 from vae_astro.report.gallery import curve_figure
 from vae_astro.report.gallery_files import Shown, write_galleries
@@ -290,10 +291,10 @@ def _network(vae: VAE, units: str | Sequence[int]) -> Network:
 
 
 def _responsibilities(vae: VAE) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Shares of the components of a mixture prior, as plain arrays; None for other priors."""
-    asked = getattr(vae.prior, "responsibilities", None)
-    if asked is None:
+    """Shares of the components of a mixture prior that has been fitted; None for others."""
+    if not isinstance(vae.prior, MixturePrior) or not vae.prior.started:
         return None
+    asked = vae.prior.responsibilities
 
     @torch.inference_mode()
     def responsibilities(z: np.ndarray) -> np.ndarray:

@@ -199,6 +199,8 @@ class VAE(GuardedSteps):
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Look at training stamps before the first step, where the parts of the model want to."""
+        if not (self.network.wants_stamps or self.likelihood.wants_stamps):
+            return
         held = list(batches)
         self.network.prepare(held)
         self.likelihood.prepare(held)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from vae_astro.data.normalize import Normalizer
 from vae_astro.errors import InputError
+from vae_astro.model.focus import FocusedLikelihood
 from vae_astro.model.likelihoods import LIKELIHOODS, FixedGaussian, SharedGaussian
 from vae_astro.model.orientation import OrientationMarginal
 from vae_astro.model.symmetry import N_TURNS, turned
@@ -149,3 +151,18 @@ def test_bernoulli_still_refuses_pixels_out_of_range() -> None:
     image, output, mask, noise = scene()
     with pytest.raises(InputError, match="between 0 and 1"):
         marginal.log_prob(3 * image, output, mask, noise)
+
+
+def test_a_central_window_weighs_the_training_term_of_every_turn() -> None:
+    marginal = OrientationMarginal(
+        FocusedLikelihood(build("likelihood", LIKELIHOODS, {"name": "gaussian"}, n_bands=2), 7, 2.0,
+                          Normalizer())
+    )  # fmt: skip
+    image, output, mask, noise = scene()
+    turns = [
+        marginal.given.training_term(image, turned(output, g), mask, noise) for g in range(N_TURNS)
+    ]
+    expected = torch.stack(turns).logsumexp(0) - math.log(N_TURNS)
+    weighted = marginal.training_term(image, output, mask, noise)
+    torch.testing.assert_close(weighted, expected)
+    assert (weighted - marginal.log_density(image, output, mask, noise)).abs().min() > 1

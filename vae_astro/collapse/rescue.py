@@ -192,7 +192,8 @@ def _candidates(
     alive = f"{before.active_units} of {view.latent_dim} units"
     learned = dict(settings)
     if not view.spectrum_of(settings).learned_scale:
-        learned = _with(settings, likelihood=LEARNED)
+        focus = {k: v for k, v in settings["likelihood"].items() if k == "focus_radius"}
+        learned = _with(settings, likelihood={**LEARNED, **focus})
     said_learned = (
         f"likelihood={settings['likelihood']['name']} takes the width of its density as given; "
         "likelihood=sigma learns it"

@@ -102,7 +102,7 @@ def harmonic_power(image: Tensor, mask: Tensor, members: Tensor, n_orders: int) 
     height, width = image.shape[2:]
     rows = torch.arange(height, dtype=torch.float64) - 0.5 * (height - 1)
     columns = torch.arange(width, dtype=torch.float64) - 0.5 * (width - 1)
-    angle = torch.atan2(rows[:, None], columns[None, :]).flatten().to(image.device)
+    angle = torch.atan2(rows[:, None], columns[None, :]).flatten()
     members = members.to(image.dtype)
     good = mask.to(image.dtype).flatten(2)
     n_good = (good @ members.T).clamp(min=1)
@@ -110,10 +110,10 @@ def harmonic_power(image: Tensor, mask: Tensor, members: Tensor, n_orders: int) 
     clean = image.where(mask, image.new_zeros(())).flatten(2)
     deviation = (clean - mean @ members) * good
     # the pixel in the very middle has no angle: with any, it would not turn as the others do
-    turns = (radii(height, width).flatten() > 0).to(image.device)
+    turns = radii(height, width).flatten() > 0
     orders = []
     for order in range(1, n_orders + 1):
         waves = ((order * angle).cos() * turns, (order * angle).sin() * turns)
-        parts = [(deviation * wave.to(image.dtype)) @ members.T for wave in waves]
+        parts = [(deviation * wave.to(image)) @ members.T for wave in waves]
         orders.append((parts[0].square() + parts[1].square()) / n_good)
     return torch.stack(orders, dim=-1)

@@ -70,7 +70,14 @@ class FocusedLikelihood(Likelihood):
         self.kl_weight = inner.kl_weight
         self.learns_scale = inner.learns_scale
         self.pixel_range = inner.pixel_range
-        self.register_buffer("weight", central_window(size, radius or 0.5 * size))
+        # a radius that is given stays so, whatever checkpoint weights are taken from
+        window = central_window(size, radius or 0.5 * size)
+        self.register_buffer("weight", window, persistent=radius is None)
+
+    @property
+    def wants_stamps(self) -> bool:
+        """See `Likelihood`."""
+        return self.radius is None
 
     def prepare(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Choose the radius from training ``batches``, where it is not given."""

@@ -76,6 +76,11 @@ class Likelihood(nn.Module, ABC):
     def check_range(self, low: float, high: float) -> None:
         """Raise `InputError` if pixels from ``low`` to ``high`` are not within `pixel_range`."""
 
+    @property
+    def wants_stamps(self) -> bool:
+        """Whether `prepare` looks at any."""
+        return False
+
     def prepare(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Take what is needed from training ``batches`` before the first step: here nothing."""
 

@@ -77,6 +77,9 @@ class Network(nn.Module):
         self.minimum_rate = MinimumRate(latent_dim, nats) if nats > 0 else nn.Identity()
         self.micro_batches = MicroBatches()
 
+    wants_stamps = False
+    """Whether `prepare` looks at any."""
+
     def prepare(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Take what is needed from training ``batches`` before the first step: here nothing."""
 
@@ -146,6 +149,7 @@ class RingsNetwork(Network):
 
     encoder: RingsEncoder
     decoder: RingsDecoder
+    wants_stamps = True
 
     def __init__(
         self,

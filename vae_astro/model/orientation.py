@@ -12,6 +12,7 @@ same from all sides the two are equal. The decoder is asked once.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -63,15 +64,29 @@ class OrientationMarginal(Likelihood):
         """The density that is averaged."""
         return self.given
 
+    @property
+    def wants_stamps(self) -> bool:
+        """See `Likelihood`."""
+        return self.given.wants_stamps
+
+    def prepare(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        """See `Likelihood`."""
+        self.given.prepare(batches)
+
     def log_densities(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """Log-density of each stamp under each turn of ``output``, shape (B, 8), in nats."""
-        return torch.stack(
-            [
-                self.given.log_density(image, turned(output, turn), mask, noise)
-                for turn in range(N_TURNS)
-            ],
-            dim=1,
-        )
+        turns = [turned(output, turn) for turn in range(N_TURNS)]
+        return torch.stack([self.given.log_density(image, t, mask, noise) for t in turns], dim=1)
+
+    def training_terms(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
+        """The same of what is maximised in training: a central window is that of all turns."""
+        turns = [turned(output, turn) for turn in range(N_TURNS)]
+        return torch.stack([self.given.training_term(image, t, mask, noise) for t in turns], dim=1)
+
+    def training_term(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
+        """See `Likelihood`."""
+        by_turn = self.training_terms(image, output, mask, noise)
+        return by_turn.logsumexp(dim=1) - math.log(N_TURNS)
 
     def log_prob(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """See `Likelihood`."""
@@ -113,7 +128,7 @@ class OrientationMarginal(Likelihood):
         That is the expectation in a step of expectation maximisation: with the orientation unknown
         the best scale is the root mean square over stamps and turns.
         """
-        probability = self.log_densities(image, output, mask, noise).softmax(dim=1)
+        probability = self.training_terms(image, output, mask, noise).softmax(dim=1)
         squared = torch.zeros_like(image)
         for turn in range(N_TURNS):
             weight = probability[:, turn, None, None, None]

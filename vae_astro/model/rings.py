@@ -400,6 +400,8 @@ def _start_from_components(encoder: RingsEncoder, decoder: RingsDecoder, shape: 
     rings = encoder.rings
     encoder.shape_mean.linear.weight[:n_units] = (vectors / spread).T
     encoder.shape_mean.linear.bias.zero_()
+    for both in (encoder.shape_mean, decoder.profile):  # whatever they were drawn as
+        nn.init.zeros_(both.residual[-1].weight)  # type: ignore[arg-type]
     profile = decoder.profile.linear
     profile.weight[:, :n_units] = (vectors * spread)[: rings.n_profile]
     profile.bias.copy_(rings.center[: rings.n_profile])
