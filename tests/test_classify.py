@@ -223,6 +223,8 @@ def test_nothing_that_is_there_is_lost(sky: Path, tmp_path: Path) -> None:
     run(*asked, "overwrite=true", "seed=4")
     assert "name: mine" in (tmp_path / "c" / "classes.yaml.before").read_text()
     assert "name: mine" not in names.read_text()
+    run(*asked, "overwrite=true", "seed=5")  # and once more
+    assert "name: mine" in (tmp_path / "c" / "classes.yaml.before").read_text()
     (tmp_path / "taken.parquet").write_text("precious")
     with pytest.raises(InputError, match=r"catalogue=.*taken.parquet exists"):
         run(

@@ -132,6 +132,20 @@ def test_a_ranking_that_is_there_is_not_lost(checkpoint, stamps, tmp_path):
     with pytest.raises(InputError, match="overwrite=true"):
         rank(*settings_of(checkpoint, stamps, tmp_path))
     assert (tmp_path / "odd.parquet").read_text() == "precious"
+    (tmp_path / "odd.parquet").unlink()
+    (tmp_path / "odd.png").write_text("precious")
+    with pytest.raises(InputError, match=r"odd.png exists.*overwrite=true"):
+        rank(*settings_of(checkpoint, stamps, tmp_path))
+    assert (tmp_path / "odd.png").read_text() == "precious"
+
+
+def test_given_labels_come_into_the_ranking(checkpoint, stamps, tmp_path):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("id,label\n0007,satellite\n")
+    typed = settings_of(checkpoint, stamps, tmp_path, "figure=null", "data.val_fraction=0.4")
+    table = pq.read_table(rank(*typed, f"data.labels={labels}").out)
+    told = dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
+    assert {name: label for name, label in told.items() if label} == {"0007": "satellite"}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +169,9 @@ def _find(settings: Mapping[str, Any], overrides: Sequence[str], overwrite: bool
                         search.criterion, search.unsure_below)  # fmt: skip
     if labels is not None:
         lines += label_lines(labels, read, names)
-    lines += ["", f"written: {out}/ ({CATALOGUE}, gallery/, {FOUND})"]
-    lines.append(f"next: look at {out}/gallery, write names into {out / NAMES}, then "
+    gallery, look = ("gallery/, ", f"look at {out}/gallery, ") if n_gallery else ("", "")
+    lines += ["", f"written: {out}/ ({CATALOGUE}, {gallery}{FOUND})"]
+    lines.append(f"next: {look}write names into {out / NAMES}, then "
                  f"python scripts/classify.py names={out / NAMES}")  # fmt: skip
     return "\n".join(lines)
 
@@ -353,7 +355,8 @@ def _make_room(out: Path) -> None:
     """The folder for what is found; names that a person wrote into an earlier one are kept."""
     out.mkdir(exist_ok=True)
     if (out / NAMES).exists():
-        os.replace(out / NAMES, out / f"{NAMES}.before")
+        earlier = (out / f"{NAMES}.before{k or ''}" for k in count())
+        os.replace(out / NAMES, next(path for path in earlier if not path.exists()))
     for stale in (FOUND, CLUSTERS, "n_classes.png"):
         (out / stale).unlink(missing_ok=True)
     for picture in (out / "gallery").glob("*.png"):

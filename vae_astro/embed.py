@@ -37,7 +37,7 @@ from vae_astro.settings import check_bool, check_int
 from vae_astro.training import new_trainer, progress_bar
 from vae_astro.vae import VAE
 
-__all__ = ["Embedded", "data_settings", "embed", "quick_batch", "refuse_other_stamps"]
+__all__ = ["Embedded", "Identity", "data_settings", "embed", "quick_batch", "refuse_other_stamps"]
 
 BATCH_BYTES = {"cpu": 1 << 21, "other": 1 << 26}
 """Pixels in a batch: what stays in the caches of a core, and what keeps an accelerator busy."""
@@ -138,7 +138,7 @@ def embed(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Embedde
     schema = schema_of(
         (*IDENTITY, *LATENT, *(SCORES if with_scores else ())), vae.latent_dim, provenance
     )
-    writer = CatalogueWriter(out, schema, _Identity(datamodule), n_stamps, settings["overwrite"])
+    writer = CatalogueWriter(out, schema, Identity(datamodule), n_stamps, settings["overwrite"])
     trainer.callbacks.append(writer)  # type: ignore[attr-defined]  # set by a connector
     _predict(trainer, vae, datamodule)
     if not trainer.is_global_zero:
@@ -215,7 +215,7 @@ def quick_batch(stamp_shape: tuple[int, int, int], device: torch.device) -> int:
     return min(max(n_bytes // (4 * math.prod(stamp_shape)), fewest), most)
 
 
-class _Identity:
+class Identity:
     """Which stamps some rows are: the columns of `IDENTITY` but for the index itself."""
 
     def __init__(self, datamodule: StampDataModule) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
@@ -33,7 +32,7 @@ from vae_astro.collapse.verdict import judge
 from vae_astro.data.batches import Batch
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.data.one_pass import SPLITS
-from vae_astro.embed import data_settings, quick_batch, refuse_other_stamps
+from vae_astro.embed import Identity, data_settings, quick_batch, refuse_other_stamps
 from vae_astro.errors import InputError
 from vae_astro.evaluate.anomalies import Calibration, Signs, calibrate
 from vae_astro.evaluate.bound import importance_weighted
@@ -103,10 +102,11 @@ def outliers(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Rank
         A mistake in the settings, the checkpoint or the stamps; a full collapse, unless forced; too
         few stamps to calibrate with.
     """
-    out = free_path(settings["out"], check_bool("overwrite", settings["overwrite"]))
+    overwrite = check_bool("overwrite", settings["overwrite"])
+    out = free_path(settings["out"], overwrite)
     figure = settings["figure"]
     if figure is not None:
-        figure = _figure_path(figure)
+        figure = _figure_path(figure, overwrite)
     force = check_bool("force", settings["force"])
     progress = check_bool("progress", settings["progress"])
     n_samples = check_int("n_samples", settings["n_samples"], minimum=1)
@@ -116,6 +116,7 @@ def outliers(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Rank
     checkpoint = load_checkpoint(path)
     data = data_settings(settings["data"], overrides, checkpoint, vae)
     stamps = _opened(data, vae, settings, progress)
+    identity = Identity(stamps)
     normal, normal_rows = stamps, _held_out(stamps)
     if settings["calibrate_on"] is not None:
         normal = _opened({**data, "root": settings["calibrate_on"]}, vae, settings, progress)
@@ -152,8 +153,8 @@ def outliers(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Rank
         vae.latent_dim,
         provenance,
     )
-    tables = _tables(stamps, rows, order, columns)
-    write_catalogue(out, schema, tables, overwrite=settings["overwrite"])
+    tables = _tables(identity, rows, order, columns)
+    write_catalogue(out, schema, tables, overwrite=overwrite)
     if figure is not None:
         _draw(vae, stamps, rows[order[:n_shown]], p_value[order[:n_shown]], figure)
     below = int((p_value < 0.01).sum())
@@ -263,7 +264,7 @@ def _pass(
 
 
 def _tables(
-    datamodule: StampDataModule,
+    identity: Identity,
     rows: np.ndarray,
     order: np.ndarray,
     columns: Mapping[str, np.ndarray],
@@ -274,10 +275,7 @@ def _tables(
         ascending = np.argsort(rows[chosen])  # as a store is read
         back = np.argsort(ascending)
         picked = rows[chosen][ascending]
-        table = datamodule.store.identity(picked).take(pa.array(back))
-        label = table["label"]
-        known = pc.if_else(pc.equal(label, ""), None, label)
-        table = table.set_column(table.schema.get_field_index("label"), "label", known)
+        table = identity(picked).take(pa.array(back))
         if "index" not in table.column_names:
             table = table.append_column("index", pa.array(rows[chosen]))
         for name, values in columns.items():
@@ -313,10 +311,12 @@ def _draw(
     odd_stamps([shown[row] for row in rows.tolist()]).savefig(path, dpi=110)
 
 
-def _figure_path(given: object) -> Path:
+def _figure_path(given: object, overwrite: bool) -> Path:
     path = Path(str(given)).expanduser()
     if path.suffix.lower() not in (".png", ".pdf", ".svg") or not path.parent.is_dir():
         raise InputError(
             f"figure={given} must be a .png, .pdf or .svg in a folder that exists, or null"
         )
+    if path.exists() and not overwrite:
+        raise InputError(f"figure={given} exists; choose another name, or give overwrite=true")
     return path

@@ -114,3 +114,20 @@ def test_soft_shares_count_as_unsure_below_the_threshold():
     soft[np.arange(N), TRUTH] = 0.5
     assert agree([soft], [0], 0.6).unsure == 1
     assert agree([soft], [0], 0.4).unsure == 0
+
+
+def test_probability_of_a_cluster_that_wins_no_stamp_is_not_lost():
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet([1, 1, 1, 1], N)
+    weak = shares * [1, 1, 1, 0.05]  # never the most probable
+    weak /= weak.sum(axis=1, keepdims=True)
+    found = agree([shares, weak, rng.dirichlet([0.3, 3, 3], N)], [0] * 3, 0.6)
+    np.testing.assert_allclose(found.shares.sum(axis=1), 1)
+    assert (hard_classes(found.shares) >= 0).all()
+
+
+def test_one_clustering_whose_components_are_never_sure_still_has_classes():
+    shares = np.tile([0.21, 0.6, 0.03, 0.16], (N, 1))
+    found = agree([shares], [0], 0.6)
+    assert found.n_classes == 1
+    np.testing.assert_allclose(found.shares, 1)

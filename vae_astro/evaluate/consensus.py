@@ -152,6 +152,7 @@ def agree(runs: Sequence[np.ndarray], networks: Sequence[int], unsure_below: flo
     reference = int(rand.sum(axis=0).argmax())
     votes = [_votes(each, found[reference], len(runs[r].T), len(runs[reference].T))
              for r, each in enumerate(found)]  # fmt: skip
+    votes = _none_silent(runs, votes, runs[reference])
     votes = _most_occupied_first(runs, votes)
     shares = voted(runs, votes)
     told = hard_classes(shares)
@@ -198,9 +199,26 @@ def _most_occupied_first(
     if not len(kept):  # every stamp in no class: the reference's are all there is
         return list(votes)
     chosen = [vote[:, kept] for vote in votes]
-    before = [vote.sum(axis=1, keepdims=True) for vote in votes]
-    after = [np.maximum(vote.sum(axis=1, keepdims=True), 1e-300) for vote in chosen]
-    return [vote * whole / left for vote, whole, left in zip(chosen, before, after, strict=True)]
+    left = [np.maximum(vote.sum(axis=1, keepdims=True), np.finfo(float).tiny) for vote in chosen]
+    chosen = [vote / whole for vote, whole in zip(chosen, left, strict=True)]
+    return _none_silent(runs, chosen, voted(runs, votes)[:, kept])
+
+
+def _none_silent(
+    runs: Sequence[np.ndarray], votes: Sequence[np.ndarray], shares: np.ndarray
+) -> list[np.ndarray]:
+    """``votes`` in which clusters without a vote follow the classes they overlap with.
+
+    No stamp may be most probably in such a cluster, yet its probability must not be lost: what is
+    missing from one means that a stamp is in no class.
+    """
+    filled = []
+    for run, vote in zip(runs, votes, strict=True):
+        overlap = run.T @ shares
+        whole = overlap.sum(axis=1, keepdims=True)
+        overlap = np.divide(overlap, whole, out=np.zeros_like(overlap), where=whole > 0)
+        filled.append(np.where(vote.sum(axis=1, keepdims=True) > 0, vote, overlap))
+    return filled
 
 
 def _matched(
