@@ -244,6 +244,7 @@ def draw(measured: Sequence[Series], path: Path) -> None:
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, axes = plt.subplots(1, len(measured), figsize=(4 * len(measured), 3.6), squeeze=False)
     for axis, series in zip(axes[0], measured, strict=True):
@@ -253,6 +254,10 @@ def draw(measured: Sequence[Series], path: Path) -> None:
         axis.loglog(x, cost, "o-", color="#0072b2", label=f"measured, slope {series.slope:.2f}")
         axis.loglog(x, cost[0] * x / x[0], "--", color="0.5", label="linear")
         axis.set(xlabel=series.what, ylabel=series.cost)
+        axis.set_xticks(x, [point.label for point in series.points], rotation=30)
+        axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(lambda cost, _: f"{cost:g}")
         axis.legend(frameon=False)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
