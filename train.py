@@ -27,4 +27,8 @@ def main(cfg: DictConfig) -> float:
 
 if __name__ == "__main__":
     sys.argv += overrides_of_other_processes()
-    main()
+    try:
+        main()
+    finally:
+        for number in SIGNALS:  # all is said: the end of Python would let them kill once more
+            signal.signal(number, signal.SIG_IGN)
