@@ -142,13 +142,6 @@ def _find(settings: Mapping[str, Any], overrides: Sequence[str], overwrite: bool
         curve_figure(curve, curve.best(search.criterion), search.criterion).savefig(
             out / "n_classes.png", dpi=130
         )
-    if n_gallery:
-        titles = [
-            f"{name}: {100 * each.occupancy:.1f} %, {each.verdict}"
-            for name, each in zip(names, consensus.classes, strict=True)
-        ]
-        shown = Shown(sample.index, consensus.shares, codes, titles, n_gallery, search.seed)
-        write_galleries(out / "gallery", shown, StampDataModule(**data, progress=False))
     found = {
         "version": vae_astro.__version__,
         "clustering": model.digest,
@@ -165,6 +158,14 @@ def _find(settings: Mapping[str, Any], overrides: Sequence[str], overwrite: bool
         "codes": None if read is None else read.as_dict(),
     }
     (out / FOUND).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", "utf-8")
+    # last: what was found is whole whatever becomes of its pictures
+    if n_gallery:
+        titles = [
+            f"{name}: {100 * each.occupancy:.1f} %, {each.verdict}"
+            for name, each in zip(names, consensus.classes, strict=True)
+        ]
+        shown = Shown(sample.index, consensus.shares, codes, titles, n_gallery, search.seed)
+        write_galleries(out / "gallery", shown, StampDataModule(**data, progress=False))
     lines = class_lines(consensus, names, n_stamps, len(checkpoints), search.method, curve,
                         search.criterion, search.unsure_below)  # fmt: skip
     if labels is not None:

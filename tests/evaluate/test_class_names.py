@@ -60,7 +60,6 @@ def test_names_may_have_odd_characters(file, written, name):
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ("no", "in quotes"),
         ('"two\\nlines"', "one line"),
         ('"bell\\a"', "control"),
         ("x" * 81, "81 characters"),
@@ -88,6 +87,28 @@ def test_names_of_another_clustering_are_refused(file):
 def test_a_class_that_there_is_not_is_refused(file):
     with pytest.raises(InputError, match="names class 1; there are 0 to 0"):
         read_names(file, "12e4", 1)
+
+
+@pytest.mark.parametrize("written", ["012", "1e3", "no", "2026-01-01", "0x10", "1_000", "nan"])
+def test_a_name_is_what_was_written(file, written):
+    assert read_names(edited(file, written), "12e4", 2)[0] == written
+
+
+@pytest.mark.parametrize("written", ["null", "~", ""])
+def test_nothing_is_no_name(file, written):
+    assert read_names(edited(file, written), "12e4", 2)[0] == "class_0"
+
+
+def test_a_class_that_stands_there_twice_is_refused(file):
+    file.write_text(file.read_text("utf-8").replace("  1:", "  0:"), "utf-8")
+    with pytest.raises(InputError, match="'0' stands there twice"):
+        read_names(file, "12e4", 2)
+
+
+def test_a_key_that_is_unknown_is_refused(file):
+    file.write_text(file.read_text("utf-8").replace("name: null", "nmae: star"), "utf-8")
+    with pytest.raises(InputError, match="class 0 has the key 'nmae', its keys are name, "):
+        read_names(file, "12e4", 2)
 
 
 @pytest.mark.parametrize("content", ["", "- a", "clustering: 0"])

@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import yaml
 
@@ -16,6 +17,27 @@ from vae_astro.evaluate.consensus import ClassFound
 __all__ = ["default_name", "read_names", "write_names"]
 
 LONGEST_NAME = 80
+ABOUT = ("name", "occupancy", "stability", "verdict", "most_frequent_label", "purity")
+"""Keys of a class in the file."""
+
+
+class _AsWritten(yaml.SafeLoader):
+    """YAML whose plain words stay what a person wrote: ``012``, ``no``, ``2026-01-01`` are text."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, form) for tag, form in resolvers if tag == "tag:yaml.org,2002:null"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As YAML has it, where a key stands once."""
+        written = [key.value for key, _ in node.value]
+        twice = next((key for key in written if written.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice!r} stands there twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 def default_name(k: int) -> str:
@@ -76,10 +98,10 @@ def read_names(path: Path, digest: str, n_classes: int) -> list[str]:
     ------
     InputError
         The file cannot be read, belongs to another clustering, names a class that there is not, or
-        has a name that is no line of text.
+        has a name that is no line of text, a key twice or one that is unknown.
     """
     try:
-        held = yaml.safe_load(path.read_text("utf-8"))
+        held = yaml.load(path.read_text("utf-8"), _AsWritten)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"names={path} cannot be read as YAML: {reason}") from error
@@ -92,18 +114,21 @@ def read_names(path: Path, digest: str, n_classes: int) -> list[str]:
             f"are {digest}: its numbers mean other classes"
         )
     names = [default_name(k) for k in range(n_classes)]
-    for k, about in classes.items():
-        if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k < n_classes:
-            raise InputError(f"names={path} names class {k!r}; there are 0 to {n_classes - 1}")
+    for number, about in classes.items():
+        if str(number) not in map(str, range(n_classes)):
+            raise InputError(f"names={path} names class {number}; there are 0 to {n_classes - 1}")
+        if isinstance(about, dict) and (unknown := [key for key in about if key not in ABOUT]):
+            raise InputError(
+                f"names={path}: class {number} has the key {unknown[0]!r}, its keys are "
+                f"{', '.join(ABOUT)}"
+            )
         given = about.get("name") if isinstance(about, dict) else about
         if given is not None:
-            names[k] = _checked(path, k, given, n_classes)
+            names[int(number)] = _checked(path, int(number), given, n_classes)
     return names
 
 
 def _checked(path: Path, k: int, given: object, n_classes: int) -> str:
-    if isinstance(given, int | float) and not isinstance(given, bool):
-        given = str(given)
     if not isinstance(given, str):
         raise InputError(
             f"names={path}: the name of class {k} reads as {given!r}; write it in quotes"
