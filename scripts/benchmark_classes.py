@@ -127,11 +127,12 @@ def measured(
             yield PEER, str(error), ""
     if "ours" in chosen:
         try:
-            found, told = zip(
+            found, described, told = zip(
                 *our_codes([*data, *scale.training, *cfg.ours], folder, seeds), strict=True
             )
             note = f"{trained}; {', '.join(cfg.ours) or 'default recipe'}; {'; '.join(told)}"
-            yield OURS, judge([codes[rows] for codes in found]), note
+            in_rows = ([codes[rows] for codes in each] for each in (found, described))
+            yield OURS, judge(*in_rows), note
         except (SideError, InputError) as error:
             yield OURS, str(error), ""
 

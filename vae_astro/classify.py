@@ -38,7 +38,7 @@ from vae_astro.errors import InputError
 from vae_astro.evaluate.agreement import compare, readable
 from vae_astro.evaluate.class_model import ClassModel, Network, Search, fit_classes, read_found
 from vae_astro.evaluate.class_names import default_name, read_names, write_names
-from vae_astro.evaluate.clusters import hard_classes, units_named
+from vae_astro.evaluate.clusters import frame_of, hard_classes, units_named
 from vae_astro.folders import is_first_process
 from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.model.priors import MixturePrior
@@ -119,7 +119,9 @@ def _find(settings: Mapping[str, Any], overrides: Sequence[str], overwrite: bool
         told = hard_classes(consensus.shares)
         labels = compare(told, sample.labels, model.n_classes)
         codes = model.frames[0](*sample.posteriors[0])[0]
-        read = readable(codes, sample.labels, sample.objects)
+        asked = vaes[0].object_units if settings["units"] == "clustered" else networks[0].units
+        frame = frame_of(*sample.posteriors[0], asked, ACTIVE_VARIANCE)
+        read = readable(frame(*sample.posteriors[0])[0], sample.labels, sample.objects)
         names = [default_name(k) for k in range(model.n_classes)]
         stability = [each.stability for each in consensus.classes]
         made_by = {

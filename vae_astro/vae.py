@@ -167,6 +167,11 @@ class VAE(GuardedSteps):
         """The latent units that classes are made of: those that say what a stamp shows."""
         return self.network.clustered_units
 
+    @property
+    def object_units(self) -> tuple[int, ...]:
+        """Those and the flux, where it has a unit: what neighbours and probes are asked in."""
+        return self.network.object_units
+
     def forward(
         self, image: Tensor, mask: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:

@@ -104,6 +104,12 @@ def _balanced_accuracy(truth: np.ndarray, found: np.ndarray, weights: Weights) -
 METRICS: dict[str, Metric] = dict(zip(SCORES, (nmi, nmi, *[_balanced_accuracy] * 2), strict=True))
 
 
+def _in_one_unit(codes: np.ndarray) -> np.ndarray:
+    """Centred, over the spread of all columns together: what is large stays large."""
+    codes = codes.astype(np.float64) - codes.mean(axis=0)
+    return codes / (np.sqrt(np.square(codes).mean()) or 1.0)
+
+
 class Judge:
     """Scores representations of the same stamps.
 
@@ -129,9 +135,17 @@ class Judge:
         times = rng.multinomial(n_objects, np.full(n_objects, 1 / n_objects), n_draws)
         self._weights = times[:, of_stamp]
 
-    def __call__(self, codes_of_seeds: Sequence[np.ndarray]) -> Scores:
-        """Score codes (N, D) of each training; one of them where nothing was trained."""
-        found = [self._found(codes) for codes in codes_of_seeds]
+    def __call__(
+        self, codes_of_seeds: Sequence[np.ndarray], to_vote: Sequence[np.ndarray] | None = None
+    ) -> Scores:
+        """Score codes (N, D) of each training; one of them where nothing was trained.
+
+        Votes are taken in ``to_vote`` (N, E) where it is given.
+        """
+        found = [
+            self._found(codes, described)
+            for codes, described in zip(codes_of_seeds, to_vote or codes_of_seeds, strict=True)
+        ]
         mean, over_seeds, drawn = {}, {}, {}
         everyone = np.ones(len(self.truth))
         for name, metric in METRICS.items():
@@ -150,11 +164,9 @@ class Judge:
                 )
         return Scores(mean, over_seeds, drawn)
 
-    def _found(self, codes: np.ndarray) -> dict[str, list[np.ndarray]]:
+    def _found(self, codes: np.ndarray, described: np.ndarray) -> dict[str, list[np.ndarray]]:
         """What clusters and votes make of each stamp, by the names of `SCORES`."""
-        codes = codes.astype(np.float64) - codes.mean(axis=0)
-        # one unit for all columns: what is large stays large
-        codes /= np.sqrt(np.square(codes).mean()) or 1.0
+        codes, described = _in_one_unit(codes), _in_one_unit(described)
         mixtures = [
             fit_mixture(codes, self.n_classes, "full", seed).at(codes).argmax(axis=1)
             for seed in range(self.n_seeds)
@@ -168,7 +180,7 @@ class Judge:
             ]
             votes = [
                 cross_val_predict(
-                    vote, codes, self.truth, groups=self.objects,
+                    vote, described, self.truth, groups=self.objects,
                     cv=StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=0),
                 )
                 for vote in (

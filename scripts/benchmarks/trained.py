@@ -48,11 +48,12 @@ def codes_of_peer(
 
 def our_codes(
     overrides: Sequence[str], folder: Path, seeds: range
-) -> Iterator[tuple[np.ndarray, str]]:
-    """Codes (N, D) of all stamps of the store by a run for each seed, and its verdict.
+) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+    """Codes of all stamps of the store by a run for each seed, and its verdict.
 
-    They are the units that the network has for classes, in the frame in which
-    ``scripts/classify.py`` looks for them.
+    First the units that the network has for classes, (N, D), then those for the object, (N, E),
+    as ``scripts/classify.py`` has them: it looks for classes in the first and asks neighbours in
+    the second.
 
     Raises
     ------
@@ -74,7 +75,10 @@ def our_codes(
         mean, std = (np.stack(column.to_numpy()) for column in table.columns)
         path = run_dir / "checkpoints" / "best.ckpt"
         vae = VAE.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-        codes, _ = frame_of(mean, std, vae.clustered_units, ACTIVE_VARIANCE)(mean, std)
+        clustered, described = (
+            frame_of(mean, std, units, ACTIVE_VARIANCE)(mean, std)[0]
+            for units in (vae.clustered_units, vae.object_units)
+        )
         found = json.loads((run_dir / "metrics.json").read_text())["collapse"]
         told = f"{found['active_units']} of {found['latent_dim']} units active"
-        yield codes, told
+        yield clustered, described, told

@@ -158,3 +158,15 @@ def test_clustered_units_are_the_shape_units_and_all_of_another_network() -> Non
     assert prepared().clustered_units == (0, 1, 2)
     conv = VAE([1, 16, 16], model={"name": "linear", "latent_dim": 4})
     assert conv.clustered_units == (0, 1, 2, 3)
+    assert conv.object_units == conv.clustered_units
+
+
+def test_object_units_are_shape_and_flux() -> None:
+    network = prepared()
+    assert network.object_units == (0, 1, 2, 3)
+    light = sources(8)
+    with torch.no_grad():
+        faint, bright = (network.encode(batch_of(k * light)["image"]).mean for k in (1.0, 8.0))
+    assert (bright[:, 3] > faint[:, 3]).all()
+    moved = (bright - faint).abs().mean(0)
+    assert moved[3] > 3 * moved[:3].max()

@@ -58,6 +58,16 @@ def test_heaps_apart_score_one_and_noise_scores_little() -> None:
         (found.mean["k-means"] + judge([noise]).mean["k-means"]) / 2
     )
     assert two.over_seeds["k-means"] > 0.3
+
+
+def test_votes_are_taken_in_codes_of_their_own() -> None:
+    from benchmarks.class_scores import SCORES, Judge
+
+    codes, labels = planted()
+    noise = np.random.default_rng(1).normal(size=(90, 2))
+    found = Judge(labels, names(90), n_seeds=1, n_draws=2)([noise], [codes])
+    assert all(found.mean[score] < 0.3 for score in SCORES[:2])
+    assert all(found.mean[score] > 0.95 for score in SCORES[2:])
     assert two.drawn["k-means"].shape == (10,)
 
 

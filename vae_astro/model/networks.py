@@ -49,12 +49,18 @@ class Network(nn.Module):
     ----------
     clustered_units : tuple of int
         The latent units that say what a stamp shows, and not how it lies.
+    object_units : tuple of int
+        Those and the ones that say how bright it is: what a vote of neighbours reads.
     any_orientation : bool
         Whether the decoder's picture may be turned any of eight ways; see `OrientationMarginal`.
     """
 
     clustered_units: tuple[int, ...]
     any_orientation = False
+
+    @property
+    def object_units(self) -> tuple[int, ...]:
+        return self.clustered_units
 
     def __init__(
         self,
@@ -164,6 +170,10 @@ class RingsNetwork(Network):
         super().__init__(encoder, decoder, latent_dim, initialisation, minimum_rate_nats)
         self.clustered_units = tuple(range(shape_units))
         self.outer_radius = outer_radius
+
+    @property
+    def object_units(self) -> tuple[int, ...]:
+        return (*self.clustered_units, len(self.clustered_units))  # the flux comes next
 
     def prepare(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Lay the rings out, and start from the principal components of what they say."""
