@@ -58,6 +58,7 @@ def test_heaps_apart_score_one_and_noise_scores_little() -> None:
         (found.mean["k-means"] + judge([noise]).mean["k-means"]) / 2
     )
     assert two.over_seeds["k-means"] > 0.3
+    assert two.drawn["k-means"].shape == (10,)
 
 
 def test_votes_are_taken_in_codes_of_their_own() -> None:
@@ -68,7 +69,6 @@ def test_votes_are_taken_in_codes_of_their_own() -> None:
     found = Judge(labels, names(90), n_seeds=1, n_draws=2)([noise], [codes])
     assert all(found.mean[score] < 0.3 for score in SCORES[:2])
     assert all(found.mean[score] > 0.95 for score in SCORES[2:])
-    assert two.drawn["k-means"].shape == (10,)
 
 
 def test_stamps_of_one_object_are_not_on_both_sides_of_a_fold() -> None:
