@@ -481,3 +481,21 @@ def test_what_moves_the_end_saves_a_code_and_what_changes_the_way_there_does_not
     else:
         assert kl < 0.01
         assert drawn < 0.01
+
+
+def test_large_stamps_are_held_until_the_bound_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = batch_of(32)
+    monkeypatch.setattr("vae_astro.vae.PREPARED_BYTES", 2 * batch["image"].nbytes)
+    taken: list[int] = []
+
+    def batches() -> Iterator[dict[str, torch.Tensor]]:
+        for k in range(9):
+            taken.append(k)
+            yield batch
+
+    small_vae(model={"name": "rings", "latent_dim": 10, "shape_units": 3, "width": 8}).prepare(
+        batches()
+    )
+    assert taken == [0, 1]

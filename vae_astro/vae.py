@@ -40,6 +40,8 @@ from vae_astro.settings import build, check_int, construct
 __all__ = ["VAE", "StampScores"]
 
 CHECKPOINT_FORMAT = 1
+PREPARED_BYTES = 2**29
+"""Of pixels that are held at once before the first step; a few copies are made of them."""
 
 log = logging.getLogger(__name__)
 
@@ -203,10 +205,19 @@ class VAE(GuardedSteps):
     # -- training ----------------------------------------------------------------------------
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Look at training stamps before the first step, where the parts of the model want to."""
+        """Look at training stamps before the first step, where the parts of the model want to.
+
+        They come in random order: large ones are looked at until `PREPARED_BYTES` of pixels.
+        """
         if not (self.network.wants_stamps or self.likelihood.wants_stamps):
             return
-        held = list(batches)
+        held: list[Batch] = []
+        n_bytes = 0
+        for batch in batches:
+            held.append(batch)
+            n_bytes += batch["image"].nbytes
+            if n_bytes >= PREPARED_BYTES:
+                break
         self.network.prepare(held)
         self.likelihood.prepare(held)
 
