@@ -21,7 +21,10 @@ from yaml import YAMLError
 from vae_astro.errors import InputError
 from vae_astro.folders import run_folder_of
 
-__all__ = ["Curve", "Run", "is_run_folder", "read_history", "read_run"]
+__all__ = ["SCHEDULE", "Curve", "Run", "is_run_folder", "read_history", "read_run"]
+
+SCHEDULE = "schedule/"
+"""Group in TensorBoard of the scalars that the model logs without one: beta, capacity, epoch."""
 
 EVENTS = "events.out.tfevents.*"
 LONGEST_SCALARS = 4096
@@ -194,7 +197,8 @@ def read_history(run_dir: Path) -> dict[str, Curve]:
     Returns
     -------
     dict of str to Curve
-        By name; empty where there is none.
+        By the name that the model logs it under, ``beta`` for what TensorBoard shows as
+        ``schedule/beta``; empty where there is none.
     """
     run_dir = Path(run_dir)
     rescues = [path for path in run_dir.glob("rescue_*") if RESCUE.fullmatch(path.name)]
@@ -216,7 +220,8 @@ def _points(folder: Path) -> dict[str, np.ndarray]:
         for event in _events(path):
             for value in event.summary.value:
                 if value.WhichOneof("value") == "simple_value":
-                    logged[value.tag].append((event.step, value.simple_value, event.wall_time))
+                    name = value.tag.removeprefix(SCHEDULE)
+                    logged[name].append((event.step, value.simple_value, event.wall_time))
     points = {}
     for name, rows in logged.items():
         table = np.array(rows, dtype=np.float64)

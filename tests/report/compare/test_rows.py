@@ -35,6 +35,13 @@ def test_only_settings_that_differ_are_listed_with_a_value_for_each_run(write_ru
     }
 
 
+def test_one_typed_as_a_whole_number_is_no_difference(write_run) -> None:
+    found = compared(write_run("a", data__size=32, seed=1), write_run("b", data__size=32.0, seed=1))
+    assert found.differing == {}
+    assert list(found.groups) == ["A"]
+    assert "seed" in compared(write_run("c", seed=1), write_run("d", seed=True)).differing
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -124,7 +124,7 @@ class Comparison:
                     for name, value in flat(row.run.config).items()
                     if not name.startswith(("beta.", "likelihood.kl_weight", *NOT_COMPARED))
                 }
-                families.setdefault(json.dumps(others, sort_keys=True, default=str), []).append(k)
+                families.setdefault(_fingerprint(others), []).append(k)
         return [
             sorted(family, key=lambda k: self.rows[k].beta or 0.0)
             for family in families.values()
@@ -171,6 +171,20 @@ def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
         else:
             found[f"{above}{key}"] = value
     return found
+
+
+def _differ(values: Iterable[Any]) -> bool:
+    """Whether values are not all the same; 1 and 1.0 are, 1 and true are not."""
+    return len({repr(_as_float(value)) for value in values}) > 1
+
+
+def _fingerprint(settings: Mapping[str, Any]) -> str:
+    numbers = {name: _as_float(value) for name, value in settings.items()}
+    return json.dumps(numbers, sort_keys=True, default=str)
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 # -- one run -------------------------------------------------------------------------------------
@@ -289,7 +303,7 @@ def _what_its_elbo_is_of(run: Run) -> str:
     """What has to be the same for two ELBOs to compare: pixels, their unit, and their density."""
     if not run.config:
         return f"unknown settings of {run.dir}"
-    return json.dumps(_of_its_elbo(run.config), sort_keys=True, default=str)
+    return _fingerprint(_of_its_elbo(run.config))
 
 
 def _of_its_elbo(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -326,9 +340,7 @@ def _warnings(rows: Sequence[Row], groups: Mapping[str, str]) -> list[str]:
         }
         names = sorted({name for settings in known.values() for name in settings})
         differ = [
-            name
-            for name in names
-            if len({repr(settings.get(name)) for settings in known.values()}) > 1
+            name for name in names if _differ(settings.get(name) for settings in known.values())
         ]
         because = f" (they differ in {', '.join(differ)})" if differ else ""
         said.append(
@@ -353,5 +365,5 @@ def _differing(rows: Iterable[Row]) -> dict[str, list[Any]]:
     return {
         name: [each.get(name) for each in settings]
         for name in names
-        if len({repr(each.get(name)) for each in known}) > 1
+        if _differ(each.get(name) for each in known)
     }
