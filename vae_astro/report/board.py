@@ -68,15 +68,19 @@ SETTINGS = {
 """Columns of the table of runs. TensorBoard takes the columns of all from one of the runs: they
 have to be the same in every run, whatever its model and schedule have for settings."""
 
+SHOWN_FIRST = {"beta.end", "likelihood.name", "model.latent_dim", "model.name", "verdict"}
+"""Columns that are open when the table is: TensorBoard opens five of the settings, those that are
+said to differ before the others, and the first five of the figures."""
+
 FIGURES = {
     "elbo_nats": ("val.elbo_nats", "ELBO [nats]"),
     "kl_nats": ("val.kl_nats", "KL [nats]"),
-    "reconstruction_nats": ("val.reconstruction_nats", "reconstruction [nats]"),
     "active_units": ("collapse.active_units", "active units"),
-    "mutual_information_nats": ("collapse.mutual_information_nats", "mutual information [nats]"),
-    "chi2_per_pixel": ("val.chi2_per_pixel", "chi2 per pixel"),
     "nmi": ("classes.nmi", "NMI"),
+    "chi2_per_pixel": ("val.chi2_per_pixel", "chi2 per pixel"),
     "ari": ("classes.ari", "ARI"),
+    "reconstruction_nats": ("val.reconstruction_nats", "reconstruction [nats]"),
+    "mutual_information_nats": ("collapse.mutual_information_nats", "mutual information [nats]"),
     "train_stamps_per_second": ("timing.train_stamps_per_second", "stamps per second"),
     "seconds_total": ("timing.seconds_total", "seconds"),
 }
@@ -108,7 +112,7 @@ def log_start(trainer: Trainer, foreseen: Forecast | None) -> None:
     other = lowest if 0 < lowest < 0.9 * end.threshold else None
     figure = figures.spectrum(end.eigenvalues, end.threshold, end.latent_dim, other)
     for curves in curves_of(trainer):
-        curves.add_text("forecast", _paragraphs(foreseen.lines), trainer.global_step)
+        curves.add_text("forecast", "\n\n".join(foreseen.lines), trainer.global_step)
         curves.add_figure("spectrum", figure, trainer.global_step)
 
 
@@ -149,12 +153,9 @@ def log_end(
     """
     from vae_astro.report.projector import write_projector
 
-    collapse = metrics["collapse"]
-    said = [f"**{collapse['explanation']}**"]
-    said += [f"{part.capitalize()}: {collapse[part]}" for part in ("cause", "change")
-             if collapse[part]]  # fmt: skip
+    said = f"**{metrics['collapse']['explanation']}**"
     for curves in curves_of(trainer):
-        curves.add_text("verdict", _paragraphs(said), trainer.global_step)
+        curves.add_text("verdict", said, trainer.global_step)
     write_projector(vae, datamodule, run_dir)
     log_hyperparameters(trainer, settings, metrics)
 
@@ -183,6 +184,7 @@ def log_hyperparameters(
             api_pb2.HParamInfo(
                 name=name,
                 type=api_pb2.DATA_TYPE_STRING if kind is str else api_pb2.DATA_TYPE_FLOAT64,
+                differs=name in SHOWN_FIRST,
             )
             for name, kind in kinds.items()
         ],
@@ -234,7 +236,3 @@ def _at(content: Any, name: str) -> Any:
             return None
         content = content.get(key)
     return content
-
-
-def _paragraphs(lines: Any) -> str:
-    return "\n\n".join(lines)

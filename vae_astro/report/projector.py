@@ -29,7 +29,7 @@ MOST_STAMPS = 1024
 """Validation stamps shown at most: what a browser turns smoothly, and a second's work."""
 LARGEST_SPRITE = 8192
 """Pixels of TensorBoard's largest picture of all thumbnails, along a side."""
-LARGEST_THUMBNAIL = 64
+LARGEST_THUMBNAIL = 48
 STRETCH = (0.5, 99.5)
 """Percentiles of all pixels that are drawn black and white."""
 PADDING = 255
@@ -75,7 +75,8 @@ def write_projector(vae: VAE, datamodule: StampDataModule, run_dir: Path) -> boo
     }
     sprite, side = sprite_of(torch.cat(images))
     png = io.BytesIO()
-    imsave(png, sprite, format="png", cmap="gray", vmin=0, vmax=255)
+    quick = {"compress_level": 1}
+    imsave(png, sprite, format="png", cmap="gray", vmin=0, vmax=255, pil_kwargs=quick)
     files["projector/sprite.png"] = png.getvalue()
     files["projector_config.pbtxt"] = _config(side)
     try:

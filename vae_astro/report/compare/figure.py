@@ -40,12 +40,15 @@ def draw_comparison(comparison: Comparison) -> Figure:
         The first `MOST_RUNS` of its rows are drawn.
     """
     rows = comparison.rows[:MOST_RUNS]
-    above, below = 0.34 * max(len(rows), 4) + 0.9, 4.2
+    above, below = 0.42 * max(len(rows), 4) + 0.9, 4.2
     layout = ConstrainedLayoutEngine(hspace=0.06, wspace=0.04)
     figure = Figure(figsize=(17, above + below + 0.7), layout=layout)
     grid = GridSpec(2, 1, figure, height_ratios=[above, below])
     top, bottom = grid[0], grid[1]
-    _draw_figures(figure, top.subgridspec(1, 7, width_ratios=[0.9, 1.3, 1.1, 1, 1, 1, 1]), rows)
+    upper = top.subgridspec(1, 7, width_ratios=[0.9, 1.3, 1.1, 1, 1, 1, 1])
+    axes = [figure.add_subplot(upper[k]) for k in range(7)]
+    _draw_figures(axes, rows)
+    _draw_names(axes[0], rows, _differences(comparison))
     panels = bottom.subgridspec(1, 4)
     _draw_rate_distortion(figure.add_subplot(panels[0]), comparison, rows)
     _draw_curves(figure.add_subplot(panels[1]), rows, "val/elbo_nats", "validation ELBO", best=True)
@@ -81,8 +84,7 @@ def _marker(k: int) -> dict[str, Any]:
 # -- a line for each run -------------------------------------------------------------------------
 
 
-def _draw_figures(figure: Figure, grid: Any, rows: Sequence[Row]) -> None:
-    axes = [figure.add_subplot(grid[k]) for k in range(7)]
+def _draw_figures(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
     for ax in axes:
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.set_yticks(range(len(rows)), [])
@@ -91,7 +93,6 @@ def _draw_figures(figure: Figure, grid: Any, rows: Sequence[Row]) -> None:
         ax.tick_params(labelsize=8, length=2)
         for k in _first_of_groups(rows):
             ax.axhline(k - 0.5, color="0.4", lw=0.8)
-    _draw_names(axes[0], rows)
     best = _best_of_groups(rows)
     _draw_dots(
         axes[1],
@@ -124,13 +125,32 @@ def _draw_figures(figure: Figure, grid: Any, rows: Sequence[Row]) -> None:
         ax.set_xlim(left=0 if ax.get_xlim()[0] >= 0 or is_count else None)
 
 
-def _draw_names(ax: Axes, rows: Sequence[Row]) -> None:
+def _differences(comparison: Comparison) -> list[str]:
+    """What is special of each run, by the last part of the settings' names; as much as fits."""
+    texts = []
+    for k in range(len(comparison.rows)):
+        text = ""
+        for name, values in comparison.differing.items():
+            more = f"{'  ' if text else ''}{_last_part(name)}={values[k]}"
+            if values[k] is None or len(text + more) > LONGEST_NAME + 4:
+                continue
+            text += more
+        texts.append(text)
+    return texts
+
+
+def _last_part(name: str) -> str:
+    """``latent_dim`` for ``model.latent_dim``, but ``model`` for ``model.name``."""
+    return name.removesuffix(".name").rpartition(".")[2]
+
+
+def _draw_names(ax: Axes, rows: Sequence[Row], differences: Sequence[str]) -> None:
     several = len({row.group for row in rows}) > 1
     names = [
-        f"{f'{row.group}  ' if several else ''}{_short(row.run.name)}  {k}"
-        for k, row in enumerate(rows, 1)
+        f"{f'{row.group}  ' if several else ''}{_short(row.run.name)}  {k}\n{special}"
+        for k, (row, special) in enumerate(zip(rows, differences, strict=False), 1)
     ]
-    ax.set_yticks(range(len(rows)), names, fontsize=9)
+    ax.set_yticks(range(len(rows)), names, fontsize=8, linespacing=1.25)
     for k, row in enumerate(rows):
         ax.plot([0.02, 0.14], [k, k], lw=2, **_style(k))
         ax.plot(0.08, k, **_marker(k))
@@ -231,8 +251,9 @@ def _draw_curves(
     settled = []
     for k, curve in curves.items():
         values = curve.values - (top[rows[k].group] if best else 0.0)
-        marker = MARKERS[k % len(MARKERS)] if len(values) < 3 else None
-        ax.plot(curve.steps, values, lw=1.6, marker=marker, **_style(k))
+        ax.plot(curve.steps, values, lw=1.6, **_style(k))
+        if len(values) < 3:
+            ax.plot(curve.steps, values, **_marker(k))
         settled.append(values[len(values) // 4 :])
     if not curves:
         _say_none(ax)

@@ -25,6 +25,8 @@ NOT_OF_THE_DENSITY = {"kl_weight", "learn"}
 """Settings of ``likelihood`` that decide how it is trained, not what it is a density of."""
 NOT_COMPARED = ("run_dir", "resume", "callbacks.progress")
 """Settings that differ between any two runs and change neither."""
+MOST_TELLING = ("model", "prior", "beta", "likelihood", "optim", "seed", "init_from", "trainer")
+"""Groups and keys whose differences are listed before the others."""
 
 
 @dataclass(frozen=True)
@@ -327,6 +329,11 @@ def _place(row: Row) -> tuple[bool, int, str, bool, float]:
     return not row.run.config, len(row.group), row.group, not row.is_finished, elbo
 
 
+def _place_of_setting(name: str) -> int:
+    group = name.partition(".")[0]
+    return MOST_TELLING.index(group) if group in MOST_TELLING else len(MOST_TELLING)
+
+
 def _letter(k: int) -> str:
     """A ... Z, then AA ... ZZ."""
     return chr(ord("A") + k % 26) * (k // 26 + 1)
@@ -364,6 +371,6 @@ def _differing(rows: Iterable[Row]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for each in known for name in each if name not in NOT_COMPARED)
     return {
         name: [each.get(name) for each in settings]
-        for name in names
+        for name in sorted(names, key=_place_of_setting)
         if _differ(each.get(name) for each in known)
     }
