@@ -73,20 +73,25 @@ def browser() -> Iterator[Any]:
         ("hparams", ["model.latent_dim", "ELBO [nats]", "active units", "first", "partial"]),
         ("images", ["spectrum", "reconstructions", "traversals", "prior_samples"]),
         ("text", ["Partial collapse: 2 of 3."]),
-        ("projector", ["latent codes", "Dimension: 3"]),
+        ("projector", ["Points: 29", "Dimension: 3"]),
     ],
 )
 def test_a_page_shows_the_run(address: str, browser: Any, tab: str, seen: list[str]) -> None:
     page = browser.new_page(viewport={"width": 1800, "height": 1100})
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
+    refused: list[str] = []
+    page.on("response", lambda answer: refused.append(answer.url) if answer.status > 399 else None)
     page.goto(f"{address}/#{tab}")
+    shown = page
+    if tab == "projector":  # a frame within the plugin's frame
+        shown = page.frame_locator("iframe").frame_locator("iframe")
     for text in seen:
-        found = page.get_by_text(text, exact=False).first
+        found = shown.get_by_text(text, exact=False).first
         found.wait_for(state="visible", timeout=SECONDS * 1000)
     if tab == "images":
         picture = page.locator("img[src*=individualImage]").first
         picture.wait_for(state="visible", timeout=SECONDS * 1000)
         assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
     page.close()
-    assert errors == []
+    assert (errors, refused) == ([], [])

@@ -140,8 +140,9 @@ def _differences(comparison: Comparison) -> list[str]:
 
 
 def _last_part(name: str) -> str:
-    """``latent_dim`` for ``model.latent_dim``, but ``model`` for ``model.name``."""
-    return name.removesuffix(".name").rpartition(".")[2]
+    """``latent_dim`` for ``model.latent_dim``; a name that is short stays whole."""
+    name = name.removesuffix(".name")
+    return name if len(name) <= len("model.width") else name.rpartition(".")[2]
 
 
 def _draw_names(ax: Axes, rows: Sequence[Row], differences: Sequence[str]) -> None:
@@ -262,6 +263,8 @@ def _draw_curves(
         low = float(np.nanmin(seen[np.isfinite(seen)], initial=0.0))
         ax.set_ylim(1.05 * low - 1, -0.05 * low + 1)
         label += " below the best" + (" of the group" if len(top) > 1 else "") + " [nats]"
+    elif name == "collapse/active_units":
+        ax.set_ylim(0, 1.08 * max(max(top.values()), 1.0))
     ax.set_xlabel("optimiser step", fontsize=9)
     ax.set_ylabel(label, fontsize=9)
     ax.grid(color="0.92", lw=0.8)
