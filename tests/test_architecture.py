@@ -42,7 +42,7 @@ OUTSIDE = {
     "pytorch_lightning": set(),  # the same classes under another name do not know each other
     "lightning": {"data.datamodule"}.union(*STOREYS[4:]),
     "hydra": {"run"},
-    "omegaconf": {"run", "folders"},
+    "omegaconf": {"run", "folders", "report.history"},
 }
 """Who may import what only some should."""
 

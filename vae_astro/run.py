@@ -39,7 +39,7 @@ from vae_astro.folders import is_first_process
 from vae_astro.hardware import batch_size_for
 from vae_astro.objective.beta import SCHEDULES
 from vae_astro.processes import join, losses_told, open_together
-from vae_astro.report import summary
+from vae_astro.report import board, summary
 from vae_astro.report.full_disk import file_handlers_that_give_up
 from vae_astro.settings import build, check_int
 from vae_astro.stopping import exit_status, heeded, last_words
@@ -223,7 +223,7 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
         log.warning("the best checkpoint is of the warm-up: its prior is still a unit Gaussian")
     from vae_astro.report.judgement import judge_run  # scikit-learn: not before it is needed
 
-    shown = next(iter(datamodule.in_order(datamodule.val_rows[: attempt.panels.n_stamps])))
+    shown = next(iter(datamodule.in_order(datamodule.val_rows[: attempt.panels.n_held])))
     attempt.panels.draw_last(trainer, vae, shown, run_dir / "figures")
     circumstances = _circumstances(fitted, best, datamodule)
     judgement = judge_run(vae, datamodule, datamodule.labels, fitted.foreseen, circumstances)
@@ -231,7 +231,7 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     metrics["collapse"] |= attempt.monitor.summary()
     metrics["timing"] = {"seconds_total": time.perf_counter() - began, **fitted.pace.as_dict()}
     summary.write_metrics(run_dir, metrics)
-    summary.log_hyperparameters(trainer, attempt.settings, metrics)
+    board.log_end(trainer, vae, datamodule, attempt.settings, metrics, run_dir)
     log.info("%s", summary.closing_lines(metrics, judgement.explanation, run_dir))
     return RunResult(vae, metrics, run_dir)
 
@@ -287,6 +287,7 @@ def _forecast(attempt: Attempt, vae: VAE, datamodule: StampDataModule) -> Foreca
             "no more than that",
             vae.prior.name,
         )
+    attempt.panels.foreseen = foreseen
     right = outlook_set_right(foreseen.spectrum, vae.latent_dim)
     attempt.monitor.expect(right.active_units, may_live=foreseen.verdict != "full")
     return foreseen

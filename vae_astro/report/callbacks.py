@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.data.batches import Batch
+from vae_astro.report.board import log_start, log_state
 from vae_astro.report.full_disk import Curves, save_figure
 from vae_astro.settings import check_int, check_number
 from vae_astro.vae import VAE
@@ -21,10 +22,14 @@ from vae_astro.vae import VAE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from vae_astro.collapse.forecast import Forecast
+
 __all__ = ["ProgressBar", "StampPanels", "draw_panels"]
 
 N_TRAVERSED = 8
 TRAVERSAL = np.linspace(-3, 3, 9)
+N_BESIDE = 32
+"""Stamps from the prior, and as many real ones beside them."""
 FIRST_GUESS_SECONDS = 1.0
 """What drawing a set is taken to cost before the first is drawn."""
 
@@ -44,7 +49,8 @@ class StampPanels(Callback):
     """Draws reconstructions, traversals, prior samples and KL per unit at validation.
 
     A set of panels is drawn only if the time spent drawing stays within ``time_share`` of the time
-    spent training. `draw_last` is called when the run is over.
+    spent training; the state of the code is told in words beside it. What was forecast is shown
+    when the fit begins. `draw_last` is called when the run is over.
 
     Parameters
     ----------
@@ -52,11 +58,17 @@ class StampPanels(Callback):
         Validation stamps to show.
     time_share : float
         Between 0 and 1.
+
+    Attributes
+    ----------
+    foreseen : Forecast or None
+        What was forecast of the fit.
     """
 
     def __init__(self, n_stamps: int = 8, time_share: float = 0.02) -> None:
         self.n_stamps = check_int("callbacks.n_stamps", n_stamps, minimum=1)
         self.time_share = check_number("callbacks.time_share", time_share, minimum=0, maximum=1)
+        self.foreseen: Forecast | None = None
         self.seconds_spent = 0.0
         self._seconds_a_set = FIRST_GUESS_SECONDS
         self._started = 0.0
@@ -64,6 +76,14 @@ class StampPanels(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
+        if trainer.is_global_zero:
+            log_start(trainer, self.foreseen)
+            self.seconds_spent += time.perf_counter() - self._started
+
+    @property
+    def n_held(self) -> int:
+        """Validation stamps that a set is drawn of."""
+        return max(self.n_stamps, N_BESIDE)
 
     def on_validation_batch_end(
         self,
@@ -75,7 +95,7 @@ class StampPanels(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if self._shown is None and trainer.is_global_zero:
-            self._shown = {name: value[: self.n_stamps].clone() for name, value in batch.items()}
+            self._shown = {name: value[: self.n_held].clone() for name, value in batch.items()}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         elapsed = time.perf_counter() - self._started
@@ -83,6 +103,7 @@ class StampPanels(Callback):
             assert isinstance(pl_module, VAE)
             if self._shown is not None:
                 self._draw(trainer, pl_module, self._shown)
+                log_state(trainer)
             log.debug("drawing took %.1f s of %.1f s so far", self.seconds_spent, elapsed)
 
     def draw_last(self, trainer: Trainer, vae: VAE, stamps: Batch, folder: Path) -> None:
@@ -96,7 +117,7 @@ class StampPanels(Callback):
         began = time.perf_counter()
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         monitors = [callback for callback in callbacks if isinstance(callback, CollapseMonitor)]
-        panels = draw_panels(vae, stamps, monitors[0] if monitors else None)
+        panels = draw_panels(vae, stamps, monitors[0] if monitors else None, self.n_stamps)
         for logger in trainer.loggers:
             if isinstance(logger, Curves):
                 for name, figure in panels.items():
@@ -107,7 +128,9 @@ class StampPanels(Callback):
 
 
 @torch.no_grad()
-def draw_panels(vae: VAE, batch: Batch, monitor: CollapseMonitor | None) -> dict[str, Figure]:
+def draw_panels(
+    vae: VAE, batch: Batch, monitor: CollapseMonitor | None, n_stamps: int = 8
+) -> dict[str, Figure]:
     """The panels of one model.
 
     Parameters
@@ -118,6 +141,8 @@ def draw_panels(vae: VAE, batch: Batch, monitor: CollapseMonitor | None) -> dict
         Stamps to show, on the model's device.
     monitor : CollapseMonitor or None
         History of the KL.
+    n_stamps : int
+        Stamps to reconstruct, the first of the batch; all stand beside those from the prior.
 
     Returns
     -------
@@ -127,6 +152,8 @@ def draw_panels(vae: VAE, batch: Batch, monitor: CollapseMonitor | None) -> dict
     from vae_astro.report import figures  # Matplotlib: not before there is something to draw
 
     training = vae.training
+    real = batch["image"][:N_BESIDE, 0].cpu().numpy()
+    batch = {name: value[:n_stamps] for name, value in batch.items()}
     vae.eval()
     try:
         posterior = vae.network.encode(batch["image"])
@@ -138,7 +165,7 @@ def draw_panels(vae: VAE, batch: Batch, monitor: CollapseMonitor | None) -> dict
         for row, unit in enumerate(units):
             codes[row * len(values) : (row + 1) * len(values), unit] = values
         decoded = vae.decode(codes)[:, 0].unflatten(0, (len(units), len(values)))
-        drawn = vae.sample(32)[:, 0]
+        drawn = vae.sample(len(real))[:, 0]
     finally:
         vae.train(training)
     residual = vae.normalizer.residual(batch["image"], location, batch["noise"])
@@ -150,9 +177,7 @@ def draw_panels(vae: VAE, batch: Batch, monitor: CollapseMonitor | None) -> dict
         "traversals": figures.traversals(
             decoded.cpu().numpy(), units, [float(kl[unit]) for unit in units]
         ),
-        "prior_samples": figures.stamp_sheet(
-            drawn, f"expected pixels of codes from the prior ({vae.band_names[0]})"
-        ),
+        "prior_samples": figures.beside(real, drawn, vae.band_names[0]),
     }
     if monitor is not None and monitor.steps:
         panels["kl_per_unit"] = figures.kl_history(monitor.steps, np.array(monitor.kl_per_unit))

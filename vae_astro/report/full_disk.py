@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.summary.writer.event_file_writer import (  # type: ignore[import-untyped]
     _AsyncWriterThread,
 )
+
+from vae_astro.report.history import SCHEDULE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,9 +55,12 @@ class Curves(TensorBoardLogger):
         return _Nowhere()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """As `TensorBoardLogger` does."""
+        """As `TensorBoardLogger` does; what stands in no group goes to ``schedule/``."""
         with self._while_it_works():
-            super().log_metrics(metrics, step)
+            super().log_metrics(
+                {f"{'' if '/' in name else SCHEDULE}{name}": metrics[name] for name in metrics},
+                step,
+            )
 
     def log_hyperparams(
         self, params: Any, metrics: dict[str, Any] | None = None, step: int | None = None
@@ -69,6 +74,23 @@ class Curves(TensorBoardLogger):
         """Show a picture beside the curves."""
         with self._while_it_works():
             self.experiment.add_figure(name, figure, step)
+
+    def add_text(self, name: str, text: str, step: int) -> None:
+        """Show text (Markdown) beside the curves."""
+        with self._while_it_works():
+            self.experiment.add_text(name, text, step)
+
+    def add_layout(self, layout: dict[str, Any]) -> None:
+        """Arrange curves on the page of custom scalars: group to title to kind and names."""
+        with self._while_it_works():
+            self.experiment.add_custom_scalars(layout)
+
+    def add_summaries(self, summaries: Iterable[Any], step: int) -> None:
+        """Write finished summaries of TensorBoard's plugins."""
+        with self._while_it_works():
+            writer = self.experiment._get_file_writer()
+            for each in summaries:
+                writer.add_summary(each, step)
 
     def save(self) -> None:
         """As `TensorBoardLogger` does."""

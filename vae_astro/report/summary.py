@@ -1,4 +1,4 @@
-"""The figures of a finished run: ``metrics.json``, TensorBoard's table, the closing lines."""
+"""The figures of a finished run: ``metrics.json`` and the closing lines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from vae_astro.collapse.verdict import CollapseVerdict, Explanation
 from vae_astro.data.datamodule import StampDataModule
@@ -21,7 +19,7 @@ from vae_astro.evaluate.scores import StampTable
 if TYPE_CHECKING:
     from vae_astro.evaluate.pca_baseline import LabelScores
 
-__all__ = ["closing_lines", "log_hyperparameters", "metrics_of", "write_metrics"]
+__all__ = ["closing_lines", "metrics_of", "write_metrics"]
 
 LINE_WIDTH, NAME_WIDTH = 110, 19
 
@@ -98,23 +96,6 @@ def write_metrics(run_dir: Path, metrics: dict[str, Any]) -> None:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def log_hyperparameters(
-    trainer: Trainer, settings: dict[str, Any], metrics: dict[str, Any]
-) -> None:
-    """Put the settings and the final figures side by side in TensorBoard's table."""
-    parts = ("model", "likelihood", "beta", "optim")
-    chosen = {f"{part}.{key}": value for part in parts for key, value in settings[part].items()}
-    chosen |= {"seed": settings["seed"], "data.batch_size": settings["data"]["batch_size"]}
-    final = {f"final/{name}": value for name, value in metrics["val"].items()}
-    final["final/active_units"] = metrics["collapse"]["active_units"]
-    if metrics["classes"]["nmi"] is not None:
-        final["final/nmi"] = metrics["classes"]["nmi"]
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(chosen, final, trainer.global_step)
-            logger.finalize("success")
 
 
 def _is_here(folder: Path) -> bool:
