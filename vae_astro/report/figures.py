@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 __all__ = [
+    "beside",
     "image_grid",
     "kl_history",
     "reconstructions",
@@ -126,6 +127,24 @@ def stamp_sheet(images: np.ndarray, title: str, n_columns: int = 8) -> Figure:
     picture = _show(ax, image_grid(images, n_columns), "", "viridis", low, high)
     figure.colorbar(picture, ax=ax, pad=0.01)
     figure.suptitle(f"{title}; normalised")
+    return figure
+
+
+def beside(real: np.ndarray, drawn: np.ndarray, band_name: str, n_columns: int = 8) -> Figure:
+    """Real stamps (N, H, W) beside those drawn from the prior, normalised, on one stretch."""
+    low, high = _limits(real)
+    n_rows = -(-max(len(real), len(drawn)) // n_columns)
+    figure = Figure(figsize=(1.5 * n_columns, 0.72 * n_rows + 0.7), layout="compressed")
+    axes = figure.subplots(1, 2)
+    for ax, images, title in (
+        (axes[0], real, "real stamps"),
+        (axes[1], drawn, "expected pixels of codes from the prior"),
+    ):
+        filled = np.full((n_rows * n_columns, *images.shape[1:]), np.nan)
+        filled[: len(images)] = images
+        picture = _show(ax, image_grid(filled, n_columns), "", "viridis", low, high)
+        ax.set_title(title, fontsize=10)
+    figure.colorbar(picture, ax=list(axes), pad=0.01, label=f"normalised, {band_name}")
     return figure
 
 
