@@ -157,8 +157,7 @@ def outliers(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Rank
     write_catalogue(out, schema, tables, overwrite=overwrite)
     if figure is not None:
         shown = order[:n_shown]
-        drawn = draw_odd_stamps(vae, stamps, rows[shown], p_value[shown])
-        drawn.savefig(figure, dpi=110)
+        draw_odd_stamps(vae, stamps, rows[shown], p_value[shown]).savefig(figure, dpi=110)
     below = int((p_value < 0.01).sum())
     return Ranked(out, len(rows), calibration.n_stamps, below, calibration.smallest_p_value)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import yaml
 
 import vae_astro
@@ -22,11 +23,16 @@ from vae_astro.collapse.meaning import WORDS
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.report.history import Run
 
-__all__ = ["Table", "commands", "data_rows", "forecast_table", "held", "key_figures", "rejects",
-           "settings_text", "shown_path", "units_table", "verdict", "versions"]  # fmt: skip
+__all__ = [
+    "Table", "classes_command", "command", "commands", "data_rows", "forecast_table", "held",
+    "key_figures", "labels_table", "largest_betas", "number", "outliers_command",
+    "readable_table", "rejects", "rescues", "settings_text", "units_table", "verdict", "versions",
+]  # fmt: skip
 
 MOST_REJECTS = 40
 """Rows of the table of rejects on the page."""
+ENOUGH = 100_000
+"""Stamps that tell the sky of a store."""
 BITS = math.log2(math.e)
 PACKAGES = ("torch", "lightning", "numpy", "astropy", "scikit-learn", "matplotlib")
 VERDICTS = {
@@ -64,9 +70,16 @@ def held(source: Mapping[str, Any] | None, *keys: str) -> Any:
     return value
 
 
+def known_number(value: Any) -> float | None:
+    """A finite number, or None for whatever else stands in its place."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
 def number(value: Any, form: str = ".3g") -> str:
     """A number for a person; a dash for what is not known."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if known_number(value) is None:
         return "–"
     text = format(value, form)
     return text.replace("-", "−") if "e" not in text else text
@@ -107,7 +120,7 @@ def verdict(run: Run) -> dict[str, Any]:
 
 
 def _bits(nats: Any) -> Any:
-    return nats * BITS if isinstance(nats, int | float) else None
+    return None if known_number(nats) is None else nats * BITS
 
 
 def key_figures(run: Run) -> list[tuple[str, str, str]]:
@@ -133,7 +146,7 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
             f"{number(held(classes, 'nmi_pca'), '.3f')} on principal components of the pixels",
         ))  # fmt: skip
     speed = held(metrics, "timing", "train_stamps_per_second")
-    seconds = held(metrics, "timing", "seconds_total")
+    seconds = known_number(held(metrics, "timing", "seconds_total"))
     if seconds is not None:
         found.append((_duration(seconds), "in all", f"{number(speed, ',.0f')} stamps a second "
                       "while training"))  # fmt: skip
@@ -161,7 +174,7 @@ def forecast_table(run: Run) -> Table | None:
         ["KL, nats per stamp", number(foreseen.get("kl_nats")), number(held(val, "kl_nats"))],
         [units, number(foreseen.get("active_units")), number(held(collapse, "active_units"))],
     ]  # fmt: skip
-    return Table("Forecast and outcome", ("", "forecast before training", "the run"), rows)
+    return Table("Forecast and outcome", ("what", "forecast before training", "the run"), rows)
 
 
 def largest_betas(run: Run) -> list[tuple[str, str]]:
@@ -175,16 +188,28 @@ def units_table(run: Run) -> Table | None:
     kl = held(run.metrics, "collapse", "kl_per_unit_nats")
     if not isinstance(kl, Sequence) or not kl:
         return None
+    nats = [known_number(each) for each in kl]
     meant = held(run.metrics, "collapse", "meaning", "units") or []
     by_unit = {held(unit, "unit"): unit for unit in meant}
     rows = []
-    for k in sorted(range(len(kl)), key=lambda k: -(kl[k] or 0.0)):
+    for k in sorted(range(len(kl)), key=lambda k: -(nats[k] or 0.0)):
         follows = held(by_unit.get(k), "follows")
         r = held(by_unit.get(k), "correlation")
         state = "active" if k in by_unit else "inactive"
-        rows.append([k, kl[k], state, _in_words(follows) if follows else None, r])
-    columns = ("unit", "KL [nats]", "state", "follows", "rank correlation")
+        rows.append([k, nats[k], state, _in_words(follows) if follows else None, r])
+    columns = ("unit", "KL [nats]", "state", "follows", "rank r")
     return Table("Latent units, the strongest first", columns, rows)
+
+
+def rescues(run: Run) -> list[str]:
+    """What was changed on the way, a line for each rescue."""
+    told = []
+    for record in held(run.metrics, "collapse", "rescues") or []:
+        change = held(record, "change")
+        if isinstance(change, Mapping):
+            changed = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in change.items())
+            told.append(f"{record.get('kind')} from step {record.get('from_step')}: {changed}")
+    return told
 
 
 def readable_table(run: Run) -> Table | None:
@@ -192,7 +217,7 @@ def readable_table(run: Run) -> Table | None:
     scores = held(run.metrics, "collapse", "meaning", "readable_r2")
     if not isinstance(scores, Mapping) or not scores:
         return None
-    rows = [[_in_words(name), value] for name, value in scores.items()]
+    rows = [[_in_words(name), known_number(value)] for name, value in scores.items()]
     rows.sort(key=lambda row: -(row[1] or 0.0))
     return Table("Properties that the code predicts", ("property", "R²"), rows)
 
@@ -226,7 +251,7 @@ def data_rows(run: Run, datamodule: StampDataModule | None) -> list[tuple[str, s
         ("n_test", "for the test, which chose nothing"),
         ("n_rejected", "set aside as unusable"),
     ):
-        rows.append((words, number(counts.get(key), ",d") if counts.get(key) is not None else "–"))
+        rows.append((words, number(counts.get(key), ",.0f")))
     if datamodule is not None:
         n_bands, height, width = datamodule.store.stamp_shape
         bands = ", ".join(datamodule.store.band_names)
@@ -236,7 +261,8 @@ def data_rows(run: Run, datamodule: StampDataModule | None) -> list[tuple[str, s
             (datamodule.store.sky_level, "sky level"),
             (datamodule.store.sky_noise, "sky noise"),
         ):
-            low, middle, high = np.nanpercentile(values, [5, 50, 95], axis=0)
+            some = values[:: max(1, len(values) // ENOUGH)]
+            low, middle, high = np.nanpercentile(some, [5, 50, 95], axis=0)
             told = [
                 f"{number(m, '.4g')} ({number(lo, '.4g')} to {number(hi, '.4g')})"
                 for lo, m, hi in zip(low.tolist(), middle.tolist(), high.tolist(), strict=True)
@@ -252,16 +278,20 @@ def data_rows(run: Run, datamodule: StampDataModule | None) -> list[tuple[str, s
     return rows
 
 
-def labels_table(labels: Sequence[str]) -> Table | None:
-    """How many of the stamps on the map have each label."""
-    counts = Counter(label for label in labels if label)
+def labels_table(datamodule: StampDataModule) -> Table | None:
+    """How many stamps have each label; None without any."""
+    if datamodule.labels_file is None and datamodule.classes is None:
+        counted = pc.value_counts(datamodule.store.catalogue["label"]).to_pylist()
+        counts = {each["values"] or "": each["counts"] for each in counted}
+    else:
+        counts = dict(Counter(datamodule.labels.tolist()))
+    without = counts.pop("", 0)
     if not counts:
         return None
-    rows: list[list[Any]] = [[label, count] for label, count in counts.most_common()]
-    left = len(labels) - sum(counts.values())
-    if left:
-        rows.append(["without a label", left])
-    return Table("Labels of the stamps on the map; never trained on", ("label", "stamps"), rows)
+    rows: list[list[Any]] = [[str(k), n] for k, n in sorted(counts.items(), key=lambda kn: -kn[1])]
+    if without:
+        rows.append(["without a label", without])
+    return Table("Labels; never trained on", ("label", "stamps"), rows)
 
 
 def rejects(datamodule: StampDataModule) -> tuple[Table, Table, Path] | None:

@@ -22,6 +22,8 @@ __all__ = ["Classes", "Outliers", "read_classes", "read_outliers", "same_stamps"
 
 MOST_PICTURES = 24
 """Galleries of classes on the page; the table has all classes."""
+N_LISTED = 24
+"""Odd stamps on the page."""
 FOUND, NAMES, CATALOGUE = "classes.json", "classes.yaml", "catalogue.parquet"
 RANKING = "outliers.parquet"
 
@@ -157,7 +159,7 @@ def _pictures(gallery: Path, rows: list[dict[str, Any]]) -> list[Picture]:
     return [picture for picture in drawn if picture is not None]
 
 
-def read_outliers(path: Path, data: Mapping[str, Any] | None, n_shown: int) -> Outliers:
+def read_outliers(path: Path, data: Mapping[str, Any] | None) -> Outliers:
     """A ranking of odd stamps.
 
     Parameters
@@ -166,8 +168,6 @@ def read_outliers(path: Path, data: Mapping[str, Any] | None, n_shown: int) -> O
         What ``out=`` was, Parquet.
     data : mapping or None
         The data group of the run.
-    n_shown : int
-        Of the oddest, to be listed.
 
     Raises
     ------
@@ -187,7 +187,7 @@ def read_outliers(path: Path, data: Mapping[str, Any] | None, n_shown: int) -> O
         len(table),
         int((p_value < 0.01).sum()),
         _provenance(table).get("n_calibration"),
-        table.slice(0, n_shown).to_pylist(),
+        table.slice(0, N_LISTED).to_pylist(),
         index,
         p_of_row,
     )

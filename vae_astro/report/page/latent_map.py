@@ -6,7 +6,7 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ OTHER = "#8a8a8a"
 MOST_CATEGORIES = len(PALETTE) * 2
 NO_VALUE = "not known"
 N_NEIGHBOURS = 6
+FAR = 3.0
 BAD_PIXEL = (150, 150, 150)
 
 
@@ -114,7 +115,19 @@ def layouts(mean: np.ndarray, kl_per_unit_nats: np.ndarray, with_umap: bool) -> 
     if with_umap:
         x, y = _umap(mean).T
         laid.insert(1, Layout("UMAP", x, y, ("UMAP 1", "UMAP 2")))
-    return laid
+    return [replace(each, x=_within(each.x), y=_within(each.y)) for each in laid]
+
+
+def _within(values: np.ndarray) -> np.ndarray:
+    """Values, those far outside moved to the edge: a few odd codes would leave the others no room.
+
+    The edge is as far from the middle half of the stamps as `FAR` times its width.
+    """
+    if not len(values):
+        return values
+    low, high = np.percentile(values, [25, 75])
+    edge = FAR * (high - low)
+    return np.clip(values, low - edge, high + edge) if edge > 0 else values
 
 
 def _umap(mean: np.ndarray) -> np.ndarray:

@@ -50,8 +50,6 @@ class StampMap:
         How many of the stamps are of which part of the data, in words.
     bands : str
         Which bands the small pictures show.
-    labels : list of str
-        Of the stamps; empty where not known.
     """
 
     picture: Picture
@@ -60,7 +58,6 @@ class StampMap:
     n_stamps: int
     splits: str
     bands: str
-    labels: list[str]
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,6 @@ def map_of(
         n_stamps=len(seen.index),
         splits=", ".join(f"{n} of the {part}" for part, n in sorted(counts.items()) if n),
         bands=" | ".join(names) if len(names) > 1 else "",
-        labels=labels,
     )
 
 

@@ -65,9 +65,7 @@ def stored(path: Path, alt: str, caption: str = "") -> Picture | None:
     """A picture file of a run folder; None where it cannot be read."""
     try:
         with Image.open(path) as image:
-            image.load()
-            if image.width > WIDEST:
-                image = image.resize((WIDEST, round(image.height * WIDEST / image.width)))
+            image.thumbnail((WIDEST, image.height))
             return encoded(image, alt, caption)
     except (OSError, ValueError, Image.DecompressionBombError):
         return None

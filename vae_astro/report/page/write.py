@@ -28,7 +28,7 @@ from vae_astro.report.page.galleries import (
     read_classes,
     read_outliers,
 )
-from vae_astro.report.page.map_section import StampMap, map_of
+from vae_astro.report.page.map_section import map_of
 from vae_astro.report.page.panels import draw
 from vae_astro.report.page.stamps import Model, open_model, open_stamps
 from vae_astro.settings import check_bool, check_int, check_text
@@ -194,7 +194,6 @@ def _rendered(
     classes = _classes(run, options, data)
     outliers = _outliers(run, options, data)
     panels = draw(run, model, datamodule, outliers)
-    stamp_map = map_of(model, datamodule, classes, outliers, options, why_no_stamps)
     return _template(
         run=run,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
@@ -203,17 +202,17 @@ def _rendered(
         figures=facts.key_figures(run),
         forecast=facts.forecast_table(run),
         largest_betas=facts.largest_betas(run),
-        rescues=facts.held(run.metrics, "collapse", "rescues") or [],
+        rescues=facts.rescues(run),
         units=facts.units_table(run),
         readable=facts.readable_table(run),
         panels=panels,
         why_no_model=why_no_model,
         why_no_stamps=why_no_stamps,
-        map=stamp_map,
+        map=map_of(model, datamodule, classes, outliers, options, why_no_stamps),
         classes=classes,
         outliers=outliers,
         data=facts.data_rows(run, datamodule),
-        labels=facts.labels_table(stamp_map.labels) if isinstance(stamp_map, StampMap) else None,
+        labels=None if datamodule is None else facts.labels_table(datamodule),
         rejects=None if datamodule is None else facts.rejects(datamodule),
         settings=facts.settings_text(run),
         typed=facts.command("train.py", *run.overrides),

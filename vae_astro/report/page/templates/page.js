@@ -178,13 +178,14 @@
     });
   };
 
-  const thumbnail = (k, scale, whole) => {
+  // a tile of the sheet holds the stamp above the model
+  const thumbnail = (k, scale, half) => {
     const canvas = document.createElement("canvas");
-    const height = whole ? tiles.height : tiles.height / 2;
+    const height = tiles.height / 2;
     canvas.width = tiles.width * scale;
     canvas.height = height * scale;
     const x = (k % tiles.columns) * tiles.width;
-    const y = Math.floor(k / tiles.columns) * tiles.height;
+    const y = Math.floor(k / tiles.columns) * tiles.height + half * height;
     const pen = canvas.getContext("2d");
     pen.imageSmoothingEnabled = false;
     pen.drawImage(sheet, x, y, tiles.width, height, 0, 0, canvas.width, canvas.height);
@@ -218,18 +219,20 @@
       row.append(term, text);
       return row;
     }));
-    const large = thumbnail(k, 3, true);
-    large.setAttribute("role", "img");
-    large.setAttribute("aria-label", `Stamp ${fact.id} above what the model makes of it`);
-    large.dataset.stamp = String(k);
-    get("stamp-thumbs").replaceChildren(large);
+    const large = [`Stamp ${fact.id}`, `What the model makes of stamp ${fact.id}`].map((label, half) => {
+      const canvas = thumbnail(k, 3, half);
+      canvas.setAttribute("role", "img");
+      canvas.setAttribute("aria-label", label);
+      return canvas;
+    });
+    get("stamp-thumbs").replaceChildren(...large);
     get("near-title").hidden = !data.near[k].length;
     get("stamp-near").replaceChildren(...data.near[k].map((other) => {
       const button = document.createElement("button");
       button.type = "button";
       button.setAttribute("aria-label", `Go to stamp ${data.facts[other].id}`);
       button.title = data.facts[other].id;
-      button.append(thumbnail(other, 2, false));
+      button.append(thumbnail(other, 2, 0));
       button.addEventListener("click", () => { kept = true; show(other, true); });
       return button;
     }));
