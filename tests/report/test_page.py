@@ -129,7 +129,7 @@ def test_settings_versions_and_commands_are_there(run_dir: Path, page: str) -> N
     assert "python train.py" in settings
     assert metadata.version("torch") in settings
     commands = html.unescape(section(page, "next"))
-    for word in ("resume=", "scripts/embed.py checkpoint=", "scripts/classify.py checkpoint="):
+    for word in ("resume=", "scripts/embed.py 'checkpoint=", "scripts/classify.py 'checkpoint="):
         assert word in commands
 
 

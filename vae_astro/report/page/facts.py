@@ -81,7 +81,7 @@ def number(value: Any, form: str = ".3g") -> str:
     """A number for a person; a dash for what is not known."""
     if known_number(value) is None:
         return "–"
-    text = format(value, form)
+    text = format(value, form).rstrip(".")
     return text.replace("-", "−") if "e" not in text else text
 
 

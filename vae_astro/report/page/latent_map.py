@@ -31,7 +31,7 @@ OTHER = "#8a8a8a"
 MOST_CATEGORIES = len(PALETTE) * 2
 NO_VALUE = "not known"
 N_NEIGHBOURS = 6
-FAR = 3.0
+FAR = 5.0
 BAD_PIXEL = (150, 150, 150)
 
 

@@ -22,7 +22,15 @@ from vae_astro.report.page.latent_map import (
     sprite,
 )
 from vae_astro.report.page.pictures import Picture, drawing, encoded
-from vae_astro.report.page.stamps import BANDS_SHOWN, Looked, Model, Seen, look_at, rows_to_show
+from vae_astro.report.page.stamps import (
+    BANDS_SHOWN,
+    PARTS,
+    Looked,
+    Model,
+    Seen,
+    look_at,
+    rows_to_show,
+)
 
 if TYPE_CHECKING:
     from vae_astro.report.page.write import PageOptions
@@ -107,7 +115,7 @@ def map_of(
         )
     ]
     by = f", coloured by {colours[0].name}" if colours else ""
-    counts = {part: int((seen.split == part).sum()) for part in dict.fromkeys(seen.split)}
+    counts = {part: int((seen.split == part).sum()) for part in PARTS}
     names = model.vae.band_names[:BANDS_SHOWN]
     return StampMap(
         picture=drawing(
@@ -118,7 +126,7 @@ def map_of(
         sprite=encoded(pixels, "Small pictures of all stamps of the map."),
         data=as_json(laid, colours, neighbours(codes), facts, tiles),
         n_stamps=len(seen.index),
-        splits=", ".join(f"{n} of the {part}" for part, n in sorted(counts.items()) if n),
+        splits=", ".join(f"{n} of the {part}" for part, n in counts.items() if n),
         bands=" | ".join(names) if len(names) > 1 else "",
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -46,10 +47,10 @@ class Picture:
 
 def photograph(figure: Figure, alt: str, caption: str = "") -> Picture:
     """A figure of stamps, as pixels."""
-    canvas = io.BytesIO()
-    figure.savefig(canvas, format="png", dpi=DPI)
-    with Image.open(canvas) as image:
-        return encoded(image, alt, caption)
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return encoded(np.asarray(canvas.buffer_rgba())[:, :, :3].copy(), alt, caption)
 
 
 def drawing(figure: Figure, alt: str, caption: str = "") -> Picture:
@@ -76,7 +77,7 @@ def encoded(image: Image.Image | np.ndarray, alt: str, caption: str = "") -> Pic
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     file = io.BytesIO()
-    image.convert("RGB").save(file, format="WEBP", quality=QUALITY, method=3)
+    image.convert("RGB").save(file, format="WEBP", quality=QUALITY, method=2)
     return Picture(_uri("webp", file.getvalue()), image.width, image.height, alt, caption)
 
 

@@ -30,6 +30,8 @@ FEWEST = 200
 THUMBNAIL = 48
 """Pixels of a side; a stamp that is smaller keeps its own."""
 BANDS_SHOWN = 3
+PARTS = ("validation", "test", "training")
+"""Of the data, in the order in which their stamps are looked at."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,8 @@ def rows_to_show(datamodule: StampDataModule, n_stamps: int) -> Seen:
     n_stamps = min(n_stamps, max(room, FEWEST))
     rng = np.random.default_rng(0)
     chosen: dict[str, np.ndarray] = {}
-    parts = {
-        "validation": datamodule.val_rows,
-        "test": datamodule.test_rows,
-        "training": datamodule.train_rows,
-    }
-    for name, rows in parts.items():
+    rows_of = (datamodule.val_rows, datamodule.test_rows, datamodule.train_rows)
+    for name, rows in zip(PARTS, rows_of, strict=True):
         n = min(n_stamps - sum(map(len, chosen.values())), len(rows))
         chosen[name] = rng.choice(rows, n, replace=False) if n < len(rows) else rows
     index = np.concatenate(list(chosen.values()))
