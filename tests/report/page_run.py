@@ -17,12 +17,14 @@ from vae_astro.report.page import write_page
 from vae_astro.run import train
 
 CONF = Path(__file__).parents[2] / "conf"
+AFTER_TRAINING = "after_training.html"
+"""What the run itself wrote, before there were classes."""
 ODD_LABEL = "<script>alert(1)</script>"
 ODD_OBJECT = "</script><img src=x onerror=alert(2)>"
 SMALL = (
     "data=fits", "data.batch_size=32", "model.width=8", "model.latent_dim=4", "log_every_n_steps=1",
     "trainer=cpu", "trainer.precision=32-true", "trainer.check_val_every_n_epoch=1",
-    "trainer.max_epochs=3", "callbacks.progress=false", "callbacks.page=false",
+    "trainer.max_epochs=3", "callbacks.progress=false",
     "optim.lr=3e-3", "optim.warmup_steps=0",
 )  # fmt: skip
 
@@ -52,6 +54,7 @@ def page_run(folder: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Lightning, as the command does
         train(settings, run_dir)
+    (run_dir / "report.html").rename(run_dir / AFTER_TRAINING)
     quick = {"checkpoint": str(run_dir), "force": True, "progress": False}
     classify({**composed("classify"), **quick, "out": str(run_dir / "classes"), "n_seeds": 1,
               "n_classes": 2, "n_gallery": 2})  # fmt: skip

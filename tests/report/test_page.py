@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from page_run import ODD_LABEL, ODD_OBJECT
+from page_run import AFTER_TRAINING, ODD_LABEL, ODD_OBJECT
 
 from vae_astro.errors import InputError
 from vae_astro.report.page import PageOptions, options_from, page_after_run, write_page
@@ -41,6 +41,12 @@ def copied(run_dir: Path, tmp_path: Path) -> Path:
 
 
 # -- a whole run ---------------------------------------------------------------------------------
+
+
+def test_a_run_ends_with_its_page(run_dir: Path) -> None:
+    page = (run_dir / AFTER_TRAINING).read_text("utf-8")
+    assert "Map of the codes" in page
+    assert "No classes have been looked for" in page
 
 
 def test_page_asks_nothing_of_a_network_and_can_be_sent(run_dir: Path, page: str) -> None:

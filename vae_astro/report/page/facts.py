@@ -217,8 +217,9 @@ def readable_table(run: Run) -> Table | None:
     scores = held(run.metrics, "collapse", "meaning", "readable_r2")
     if not isinstance(scores, Mapping) or not scores:
         return None
-    rows = [[_in_words(name), known_number(value)] for name, value in scores.items()]
-    rows.sort(key=lambda row: -(row[1] or 0.0))
+    known = {name: known_number(value) for name, value in scores.items()}
+    ranked = sorted(known, key=lambda name: -(known[name] or 0.0))
+    rows = [[_in_words(name), known[name]] for name in ranked]
     return Table("Properties that the code predicts", ("property", "R²"), rows)
 
 

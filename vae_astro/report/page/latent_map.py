@@ -97,13 +97,15 @@ def layouts(mean: np.ndarray, kl_per_unit_nats: np.ndarray, with_umap: bool) -> 
         UMAP is asked for and not installed.
     """
     n, latent_dim = mean.shape
-    found = PCA(n_components=min(2, n, latent_dim)).fit(mean) if n > 1 else None
+    found = None
+    if n > 1:
+        with np.errstate(invalid="ignore"):  # codes that are all the same have no variance
+            found = PCA(n_components=min(2, n, latent_dim)).fit(mean)
     plane = np.zeros((n, 2))
     share = [0.0, 0.0]
     if found is not None:
         placed = found.transform(mean)
         plane[:, : placed.shape[1]] = placed
-        # codes that are all the same have no variance to share out
         shares = np.nan_to_num(found.explained_variance_ratio_)
         share[: len(shares)] = shares.tolist()
     axes = [f"component {k + 1} ({100 * share[k]:.0f} % of the variance)" for k in range(2)]
