@@ -26,6 +26,7 @@ COMMON = (
     "trainer=cpu",
     "trainer.precision=32-true",
     "callbacks.progress=false",
+    "callbacks.page=false",
     "callbacks.time_share=0",
 )
 SIZES = {

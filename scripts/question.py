@@ -102,7 +102,8 @@ def roots_of(cfg: DictConfig) -> dict[str, tuple[str, ...]]:
 def composed(*overrides: str) -> dict[str, Any]:
     """Settings as ``train.py`` would have them; of one group, the last choice counts."""
     chosen = {text.split("=")[0]: text for text in overrides}
-    cfg = hydra.compose("config", list(chosen.values()))
+    # nobody looks at the pages of a hundred runs
+    cfg = hydra.compose("config", [*chosen.values(), "callbacks.page=false"])
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 

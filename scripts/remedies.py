@@ -34,6 +34,7 @@ COMMON = (
     "trainer.precision=32-true",
     "collapse.action=warn",
     "callbacks.progress=false",
+    "callbacks.page=false",
     "callbacks.time_share=0",
 )
 SIZES = {

@@ -15,7 +15,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 SMALL = (
     "data=fits", "data.batch_size=16", "model=linear", "model.latent_dim=4", "trainer=cpu",
-    "trainer.check_val_every_n_epoch=1", "callbacks.progress=false", "callbacks.time_share=0",
+    "trainer.check_val_every_n_epoch=1", "callbacks.progress=false",
+    "callbacks.page=false", "callbacks.time_share=0",
     "callbacks.save_every_n_steps=7", "collapse.forecast_stamps=100", "run_dir=run",
 )  # fmt: skip
 

@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 SMALL = (
     "data=fits", "data.batch_size=16", "model.width=8", "model.latent_dim=4", "log_every_n_steps=1",
     "trainer=cpu", "trainer.check_val_every_n_epoch=1", "trainer.max_epochs=3",
-    "callbacks.progress=false", "callbacks.save_every_n_steps=1", "collapse.forecast_stamps=0",
+    "callbacks.progress=false", "callbacks.page=false", "callbacks.save_every_n_steps=1",
+    "collapse.forecast_stamps=0",
 )  # fmt: skip
 TWO = ("trainer.strategy=ddp", "trainer.devices=2")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")

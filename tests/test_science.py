@@ -14,7 +14,13 @@ pytestmark = pytest.mark.slow
 
 
 def metrics_of(tmp_path: Path, *overrides: str) -> dict:
-    command = [sys.executable, str(ROOT / "train.py"), "run_dir=run", "callbacks.progress=false"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "run_dir=run",
+        "callbacks.progress=false",
+        "callbacks.page=false",
+    ]
     subprocess.run([*command, *overrides], cwd=tmp_path, check=True, timeout=1500)
     return json.loads((tmp_path / "run" / "metrics.json").read_text())
 

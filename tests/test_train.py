@@ -45,6 +45,7 @@ SMALL = (
     "trainer.precision=32-true",
     "trainer.check_val_every_n_epoch=1",
     "callbacks.progress=false",
+    "callbacks.page=false",
 )
 
 

@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 COLLAPSES = (
     "data=fits", "data.batch_size=16", "model.width=8", "model.latent_dim=4", "trainer=cpu",
     "trainer.max_epochs=10", "trainer.check_val_every_n_epoch=1", "callbacks.progress=false",
+    "callbacks.page=false",
     "callbacks.time_share=0", "optim.lr=3e-3", "optim.warmup_steps=0",
     "likelihood=gaussian", "likelihood.std=50",
     "beta=sigmoid", "beta.steepness=40", "beta.warmup_fraction=0.8",

@@ -38,7 +38,7 @@ from vae_astro.evaluate.anomalies import Calibration, Signs, calibrate
 from vae_astro.evaluate.bound import importance_weighted
 from vae_astro.evaluate.residuals import residual_maps, residual_scores
 from vae_astro.hardware import look, take
-from vae_astro.report.odd_stamps import OddStamp, odd_stamps
+from vae_astro.report.odd_stamps import draw_odd_stamps
 from vae_astro.settings import check_bool, check_choice, check_int
 from vae_astro.vae import VAE
 
@@ -156,7 +156,8 @@ def outliers(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Rank
     tables = _tables(identity, rows, order, columns)
     write_catalogue(out, schema, tables, overwrite=overwrite)
     if figure is not None:
-        _draw(vae, stamps, rows[order[:n_shown]], p_value[order[:n_shown]], figure)
+        shown = order[:n_shown]
+        draw_odd_stamps(vae, stamps, rows[shown], p_value[shown]).savefig(figure, dpi=110)
     below = int((p_value < 0.01).sum())
     return Ranked(out, len(rows), calibration.n_stamps, below, calibration.smallest_p_value)
 
@@ -281,34 +282,6 @@ def _tables(
         for name, values in columns.items():
             table = table.append_column(name, pa.array(values[chosen].astype(np.float32)))
         yield table
-
-
-@torch.inference_mode()
-def _draw(
-    vae: VAE, datamodule: StampDataModule, rows: np.ndarray, p_values: np.ndarray, path: Path
-) -> None:
-    """The oddest stamps with what the model makes of them and where they are odd."""
-    ascending = np.sort(rows)
-    shown: dict[int, OddStamp] = {}
-    names = dict(zip(rows.tolist(), p_values.tolist(), strict=True))
-    for batch in datamodule.in_order(ascending):
-        here = {name: value.to(vae.device) for name, value in batch.items()}
-        scores = vae.score(here, vae.evaluation_noise(here["index"]))
-        maps = residual_maps(
-            vae.normalizer, here["image"], scores.location, here["mask"], here["noise"]
-        )
-        image = here["image"].where(here["mask"], torch.nan)
-        planes = zip(
-            here["index"].tolist(),
-            image.mean(1).cpu().numpy(),
-            scores.location.mean(1).cpu().numpy(),
-            maps.smoothed.cpu().numpy(),
-            strict=True,
-        )
-        for row, seen, model, residual in planes:
-            name = str(datamodule.store.identity(np.array([row]))["id"][0])
-            shown[row] = OddStamp(name, names[row], seen, model, residual)
-    odd_stamps([shown[row] for row in rows.tolist()]).savefig(path, dpi=110)
 
 
 def _figure_path(given: object, overwrite: bool) -> Path:

@@ -62,7 +62,7 @@ GROUPS = {
 }
 KEYS = {"seed", "resume", "init_from", "run_dir", "log_every_n_steps"}
 COLLAPSE_KEYS = {"forecast_stamps", "action"}
-CALLBACK_KEYS = {"n_stamps", "time_share", "save_every_n_steps", "progress"}
+CALLBACK_KEYS = {"n_stamps", "time_share", "save_every_n_steps", "progress", "page"}
 
 PREPARED_ON = 4096
 """Training stamps that a network may look at before the first step, at most."""
@@ -232,7 +232,12 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
     metrics["timing"] = {"seconds_total": time.perf_counter() - began, **fitted.pace.as_dict()}
     summary.write_metrics(run_dir, metrics)
     board.log_end(trainer, vae, datamodule, attempt.settings, metrics, run_dir)
-    log.info("%s", summary.closing_lines(metrics, judgement.explanation, run_dir))
+    page = None
+    if settings["callbacks"]["page"]:
+        from vae_astro.report.page import page_after_run
+
+        page = page_after_run(run_dir, datamodule, vae.device)
+    log.info("%s", summary.closing_lines(metrics, judgement.explanation, run_dir, page))
     return RunResult(vae, metrics, run_dir)
 
 

@@ -114,7 +114,8 @@ def whole_job_rows(plan: Plan, n_files: int, n_epochs: int, n_rounds: int) -> It
         command(
             "train.py",
             ["data=fits", f"data.root={files}", f"data.store_dir={folder / 'stores'}",
-             f"data.batch_size={batch}", f"trainer.max_epochs={n_epochs}", f"run_dir={run_dir}"],
+             f"data.batch_size={batch}", f"trainer.max_epochs={n_epochs}", f"run_dir={run_dir}",
+             "callbacks.page=false"],  # the other side draws nothing either
         )  # fmt: skip
         command("scripts/embed.py", [f"checkpoint={run_dir}", f"out={folder / 'latents.parquet'}"])
         return n_files / (time.perf_counter() - began)

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
+from vae_astro.data.datamodule import StampDataModule
+from vae_astro.evaluate.residuals import residual_maps
 from vae_astro.report.figures import image_grid
+from vae_astro.vae import VAE
 
-__all__ = ["OddStamp", "odd_stamps"]
+__all__ = ["OddStamp", "draw_odd_stamps", "odd_stamps"]
 
 RESIDUAL_LIMIT = 8.0
 """Ends of the scale of smoothed residuals, in units of their noise."""
@@ -63,3 +67,41 @@ def odd_stamps(stamps: Sequence[OddStamp]) -> Figure:
         figure.colorbar(picture, ax=axes, shrink=0.4, pad=0.01, label=label)
     figure.suptitle("Stamp, model, and where it is odd; the oddest first", fontsize=10)
     return figure
+
+
+@torch.inference_mode()
+def draw_odd_stamps(
+    vae: VAE, datamodule: StampDataModule, rows: np.ndarray, p_values: np.ndarray
+) -> Figure:
+    """`odd_stamps` of some rows of the store, in their order.
+
+    Parameters
+    ----------
+    vae : VAE
+        In evaluation mode.
+    datamodule : StampDataModule
+        Set up.
+    rows : ndarray, shape (N,), int64
+    p_values : ndarray, shape (N,)
+    """
+    ascending = np.sort(rows)
+    shown: dict[int, OddStamp] = {}
+    names = dict(zip(rows.tolist(), p_values.tolist(), strict=True))
+    for batch in datamodule.in_order(ascending):
+        here = {name: value.to(vae.device) for name, value in batch.items()}
+        scores = vae.score(here, vae.evaluation_noise(here["index"]))
+        maps = residual_maps(
+            vae.normalizer, here["image"], scores.location, here["mask"], here["noise"]
+        )
+        image = here["image"].where(here["mask"], torch.nan)
+        planes = zip(
+            here["index"].tolist(),
+            image.mean(1).cpu().numpy(),
+            scores.location.mean(1).cpu().numpy(),
+            maps.smoothed.cpu().numpy(),
+            strict=True,
+        )
+        for row, seen, model, residual in planes:
+            name = str(datamodule.store.identity(np.array([row]))["id"][0])
+            shown[row] = OddStamp(name, names[row], seen, model, residual)
+    return odd_stamps([shown[row] for row in rows.tolist()])

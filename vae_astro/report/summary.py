@@ -109,8 +109,10 @@ def _wrapped(name: str, text: str) -> list[str]:
     return [f"{name:{NAME_WIDTH}}{line}" for name, line in zip(names, lines, strict=True)]
 
 
-def closing_lines(metrics: dict[str, Any], explanation: Explanation, run_dir: Path) -> str:
-    """What a run says at its end, for a person."""
+def closing_lines(
+    metrics: dict[str, Any], explanation: Explanation, run_dir: Path, page: Path | None = None
+) -> str:
+    """What a run says at its end, for a person; ``page`` is the file that explains it."""
     val, classes, collapse = metrics["val"], metrics["classes"], metrics["collapse"]
     shown = shlex.quote(os.path.relpath(run_dir) if _is_here(run_dir) else str(run_dir))
     above = shlex.quote(
@@ -130,6 +132,7 @@ def closing_lines(metrics: dict[str, Any], explanation: Explanation, run_dir: Pa
         )
     lines += [
         *_wrapped("verdict", explanation.paragraph),
+        *([] if page is None else [f"the run explained  {shown}/{page.name}"]),
         f"best checkpoint    {shown}/checkpoints/best.ckpt",
         f"pictures           {shown}/figures",
         f"next               tensorboard --logdir {above}",
