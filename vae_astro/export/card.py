@@ -175,7 +175,7 @@ def _verdict(metrics: Mapping[str, Any] | None) -> str:
     foreseen = collapse.get("forecast") or {}
     if foreseen.get("kl_nats") is not None:
         line += (
-            f" Forecast before training: {foreseen.get('verdict')}, "
+            f" Forecast before training: {foreseen.get('active_units')} active units, "
             f"{_number(foreseen['kl_nats'])} nats."
         )
     return f"## Verdict\n\n{line}"
@@ -207,7 +207,7 @@ def _figures(metrics: Mapping[str, Any] | None, pictures: Sequence[str]) -> str:
                 "",
                 f"k-means on the latents against labels: NMI {_number(classes['nmi'])} "
                 f"({classes.get('n_labelled')} stamps of {classes.get('n_classes')} classes); on "
-                f"as many principal components: {_number(classes.get('nmi_pca'))}.",
+                f"16 principal components of the pixels: {_number(classes.get('nmi_pca'))}.",
             ]
     for picture in pictures:
         caption = CAPTIONS.get(Path(picture).name, Path(picture).stem.replace("_", " "))

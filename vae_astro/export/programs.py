@@ -59,31 +59,30 @@ class Programs:
 
     @classmethod
     def of(cls, vae: VAE) -> Programs:
-        """Of a model, which is moved to the CPU."""
-        return cls(vae.cpu().eval(), probe_stamps(vae.stamp_shape))
+        """Of a model, which is moved to the CPU and learns no more."""
+        frozen = vae.cpu().eval().requires_grad_(False)
+        return cls(frozen, probe_stamps(vae.stamp_shape))
 
     def modules(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
-        """Name, module and an input of each graph."""
-        yield "encoder", RawEncoder(self.vae), torch.from_numpy(self.stamps)
+        """Name, module and an input of each graph; the quicker one first."""
         with torch.no_grad():
             codes = torch.from_numpy(self.vae.embed(self.stamps))
-        yield "decoder", LocationDecoder(self.vae), codes
+        yield "decoder", LocationDecoder(self.vae).eval(), codes
+        yield "encoder", RawEncoder(self.vae).eval(), torch.from_numpy(self.stamps)
 
-    def traced(self, target: str) -> dict[str, tuple[ExportedProgram, Tensor]]:
-        """Both as programs of any number of rows, with the inputs that they were traced with.
+    def traced(self, target: str) -> Iterator[tuple[str, ExportedProgram]]:
+        """Both as programs of any number of rows.
 
         Raises
         ------
         InputError
             An operation that cannot be traced, which names it and ``target``.
         """
-        found = {}
         for part, module, given in self.modules():
             with cannot_express(target, part), torch.no_grad(), _quiet():
-                rows = Dim("batch", min=1)
-                shapes = ({0: rows},)
-                found[part] = torch.export.export(module.eval(), (given,), dynamic_shapes=shapes)
-        return {part: (found[part], given) for part, _, given in self.modules()}
+                shapes = ({0: Dim("batch", min=1)},)
+                program = torch.export.export(module, (given,), dynamic_shapes=shapes)
+            yield part, program
 
     def compare(self, target: str, part: str, run: Callable[[Tensor], list[np.ndarray]]) -> None:
         """Raise `InputError` unless ``run`` gives what the model gives, for one row and for all."""
@@ -123,7 +122,7 @@ def write_torch_export(programs: Programs, folder: Path) -> list[str]:
         An operation that cannot be traced, or outputs that differ from the model's.
     """
     names = []
-    for part, (program, _) in programs.traced("torch_export").items():
+    for part, program in programs.traced("torch_export"):
         path = folder / f"{part}.pt2"
         with cannot_express("torch_export", part), _quiet():
             torch.export.save(program, path)
@@ -150,7 +149,7 @@ def write_onnx(programs: Programs, folder: Path) -> list[str]:
     onnxruntime = _onnxruntime()
     names = []
     about = json.dumps(config_of(programs.vae), allow_nan=False)
-    for part, (program, _) in programs.traced("onnx").items():
+    for part, program in programs.traced("onnx"):
         path = folder / f"{part}.onnx"
         with cannot_express("onnx", part), _quiet():
             made: Any = torch.onnx.export(
