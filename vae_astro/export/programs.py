@@ -177,7 +177,7 @@ def cannot_express(target: str, part: str) -> Iterator[None]:
     """What a converter raises, as an `InputError` that names operation, target and a way out."""
     try:
         yield
-    except InputError:
+    except (InputError, OSError):  # a full disk is no matter of operations
         raise
     except Exception as error:  # converters and runtimes have many classes of their own
         raise InputError(
