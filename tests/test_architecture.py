@@ -23,7 +23,7 @@ STOREYS = [
     {"report", "catalogue", "processes"},
     {"training"},
     {"run", "embed", "class_passes"},
-    {"classify", "outliers"},
+    {"classify", "outliers", "export"},
 ]
 """Rooms from the ground up. A room sees itself and the storeys below, not its neighbours."""
 

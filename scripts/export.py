@@ -1,0 +1,42 @@
+"""Export a checkpoint for others: torch.export, ONNX, safetensors, with a model card.
+
+python scripts/export.py checkpoint=runs/NAME out=FOLDER [formats=[torch_export,onnx,safetensors]]
+python scripts/export.py checkpoint=runs/NAME out=FOLDER prune=true formats=[checkpoint,safetensors]
+"""
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from vae_astro.folders import register_resolvers
+
+register_resolvers()
+
+
+@hydra.main(config_path="../conf", config_name="export", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Write the formats; those that cannot be written are said, and the exit status is then 2."""
+    from vae_astro.errors import InputError
+    from vae_astro.export import export_model
+
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    try:
+        done = export_model(settings, list(HydraConfig.get().overrides.task))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(done)
+    for reason in done.failures.values():
+        print(f"error: {reason}", file=sys.stderr)
+    if done.failures:
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped")
