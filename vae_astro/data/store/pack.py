@@ -14,8 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vae_astro.data.sources.reader import Source, StampReader
 from vae_astro.data.sources.root import Root, open_root
 from vae_astro.data.stamp import LARGEST_STAMP, SMALLEST_STAMP, Stamp, StampBlock
@@ -40,6 +38,7 @@ from vae_astro.data.store.store import StampStore, read_catalogue
 from vae_astro.data.store.whole_file import WholeFile, locked, partial_files, sync
 from vae_astro.data.threads import n_cores
 from vae_astro.errors import InputError
+from vae_astro.progress import progress_of
 from vae_astro.settings import check_bool, check_choice, check_int, check_number, check_text
 
 __all__ = ["Packer", "open_or_pack"]
@@ -236,13 +235,8 @@ class Packer:
         done = [shard for shards in shards_of.values() for shard in shards]
         n_bad = sum(shard.n_rejected for shard in done)
         n_good = sum(shard.n_stamps for shard in done)
-        bar = tqdm(
-            total=sum(len(lot.sources) for lot in lots),
-            desc="packing stamps",
-            unit="file",
-            disable=not self.progress,
-            leave=False,
-        )
+        n_files = sum(len(lot.sources) for lot in lots)
+        bar = progress_of(n_files, "packing stamps", "file", show=self.progress, leave=False)
         with bar, ThreadPoolExecutor(1) as disk:  # writes while the next lots are read
             syncing: list[Future[None]] = []
             for k, shards in pack_lots(job, lots, n_processes, self.cluster):
