@@ -14,8 +14,8 @@ DOORSTEP = f"{PACKAGE}.__init__"
 
 STOREYS = [
     {"errors"},
-    {"settings", "folders", "stopping", "ranks", "late", "progress", "command"},
-    {"hardware"},
+    {"settings", "folders", "stopping", "ranks", "late", "progress"},
+    {"hardware", "command"},
     {"data", "model", "objective"},
     {"parts", "guarded_steps", "prior_epochs"},
     {"vae"},

@@ -53,12 +53,13 @@ class LookFirst(Callback):
                 raise InputError("debug=plan looks at one run; leave -m and the sweep away")
             if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
                 return  # the values of others are not known before
-            typed = OmegaConf.to_container(config.hydra.overrides.task)
-            overrides = OverridesParser.create().parse_overrides(typed)  # type: ignore[arg-type]
+            typed = [str(word) for word in config.hydra.overrides.task]
+            overrides = OverridesParser.create().parse_overrides(typed)
             runs = [run for part in BasicSweeper.split_arguments(overrides, None) for run in part]
             for run in runs[:MOST_LOOKED_AT]:
-                cfg = compose("config", run, return_hydra_config=False)
-                check(run_settings(cfg, run), Path(str(config.hydra.sweep.dir)))
+                words = [str(word) for word in run]
+                cfg = compose("config", words, return_hydra_config=False)
+                check(run_settings(cfg, words), Path(str(config.hydra.sweep.dir)))
 
 
 class _in_one_line:  # noqa: N801  # a context manager reads as a verb
@@ -80,5 +81,5 @@ class _in_one_line:  # noqa: N801  # a context manager reads as a verb
 
 def _of(config: DictConfig) -> dict[str, Any]:
     """Settings of the run that ``config``, Hydra's part included, is of."""
-    task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return run_settings(task, [str(word) for word in config.hydra.overrides.task])

@@ -13,14 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_astro.checkpoint import find_checkpoint, load_checkpoint
 from vae_astro.collapse.monitor import rescues_in
-from vae_astro.command.conf_files import nearest
 from vae_astro.data.batches import share_of_batch
 from vae_astro.data.datamodule import DEFAULT_SIZE, LARGEST_SEED, StampDataModule
 from vae_astro.data.simulated import is_finished, settings_of
 from vae_astro.errors import InputError
 from vae_astro.folders import is_first_process
 from vae_astro.hardware import batch_size_for
-from vae_astro.settings import check_bool, check_int, check_text
+from vae_astro.settings import check_bool, check_int, check_text, nearest
 from vae_astro.training import Attempt, new_attempt, new_vae
 
 __all__ = ["Checked", "check", "run_settings"]
@@ -156,13 +155,20 @@ def _rescues_behind(resume: Path | None) -> list[dict[str, Any]]:
 def _refuse_unknown(settings: dict[str, Any]) -> None:
     """Raise `InputError` for a key that nobody reads: ``+key=`` adds any to the configuration."""
     known = {"": GROUPS | KEYS, "collapse": COLLAPSE_KEYS, "callbacks": CALLBACK_KEYS}
+    missing = sorted(known[""] - set(settings) - set(OF_ONE_CALL))
+    if missing:
+        raise InputError(f"{missing[0]} is left out, and is needed")
     for group in sorted(GROUPS):
         if not isinstance(settings[group], dict):
             raise InputError(
                 f"{group} must be one of its choices or its settings, got {settings[group]!r}"
             )
     for group, names in known.items():
-        unknown = sorted(set(settings[group] if group else settings) - names)
+        given = set(settings[group] if group else settings)
+        missing = sorted(names - given) if group else []
+        if missing:
+            raise InputError(f"{group}.{missing[0]} is left out, and is needed")
+        unknown = sorted(given - names)
         if unknown:
             key = f"{group}.{unknown[0]}" if group else unknown[0]
             meant = nearest(unknown[0], sorted(names))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import yaml
 
-__all__ = ["ConfFiles", "Key", "nearest"]
+__all__ = ["ConfFiles", "Key"]
 
 HIDDEN = {"hydra", "stamps"}
 """Folders that hold parts of choices, or Hydra's own."""
@@ -104,22 +102,6 @@ class ConfFiles:
 
     def _text(self, group: str | None, choice: str) -> str:
         return (self.folder / (group or "") / f"{choice}.yaml").read_text("utf-8")
-
-
-def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The one of ``words`` that ``word`` was probably meant to be; None if it is like none.
-
-    Of names with dots the last part counts too: ``latent_dim`` for ``model.latent_dim``.
-    """
-    known = list(words)
-    like = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    by_end = {name.rpartition(".")[2]: name for name in known}
-    end = word.rpartition(".")[2]
-    same_end = by_end.get(end) or next(
-        iter(by_end[near] for near in difflib.get_close_matches(end, by_end, n=1, cutoff=0.75)),
-        None,
-    )
-    return like[0] if like and "." in word else same_end or (like[0] if like else None)
 
 
 def _keys_in(text: str) -> list[Key]:

@@ -25,8 +25,9 @@ from hydra.errors import (
 )
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_astro.command.conf_files import ConfFiles, nearest
+from vae_astro.command.conf_files import ConfFiles
 from vae_astro.errors import InputError
+from vae_astro.settings import nearest
 
 __all__ = ["NoErrors", "mistake_in_words", "run", "wants_traceback"]
 
@@ -40,7 +41,7 @@ def wants_traceback() -> bool:
     return os.environ.get(FULL) == "1" and OURS not in os.environ
 
 
-def run(main: Callable[[], Any], config_name: str, conf: Path) -> None:
+def run(main: Callable[[], Any], config_name: str, conf: Path, stopped: str = "stopped") -> None:
     """Call what ``hydra.main`` made of a command and end as the table above says.
 
     Parameters
@@ -51,6 +52,8 @@ def run(main: Callable[[], Any], config_name: str, conf: Path) -> None:
         Of its file in ``conf``, to name what was probably meant.
     conf : Path
         Folder of the configuration.
+    stopped : str
+        What to say to somebody who pressed Ctrl-C.
     """
     if not wants_traceback():
         # Hydra would put its errors into words of several lines and end with 1
@@ -65,7 +68,7 @@ def run(main: Callable[[], Any], config_name: str, conf: Path) -> None:
         print(f"error: {words}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         sys.exit(STOPPED)
 
 
@@ -98,6 +101,13 @@ def mistake_in_words(
         return f"{match[1]} is there already; write {match[1]}=... without the +"
     if match := re.match(r"Could not delete '?([^'\s]+?)'?\. ", text):
         return f"~{match[1]}: there is no {match[1]} to leave out"
+    if match := re.match(
+        r"(Ambiguous value for argument|Sweep parameters) '(.*?)'( |$)", text, re.M
+    ):
+        return (
+            f"{match[2]!r} names several values; add -m for one run with each, or write a list in "
+            "brackets: key=[a,b]"
+        )
     return _in_one_line(text)
 
 

@@ -115,6 +115,11 @@ class Packer:
         text = repr((*decides, self.saturation, self.stored_as))
         return self.store_dir / hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def finished(self, root: Root, listed: Sequence[Source]) -> StampStore | None:
+        """The store, if it holds exactly what is listed; nothing is written."""
+        path = self.path(root)
+        return None if _current(path, digest_of(listed)) is None else StampStore.open(path)
+
     def open(self, root: Root) -> StampStore:
         """The store of the stamps below ``root``, packed or brought up to date first.
 
@@ -186,7 +191,7 @@ class Packer:
             root=root,
             reader=self.reader,
             shards=path / SHARDS,
-            form=self._probe(root, listed) if old is None else old.form,
+            form=self.form_of(root, listed) if old is None else old.form,
             saturation=self.saturation,
             raise_on_bad=self.on_bad == "raise",
         )
@@ -271,7 +276,7 @@ class Packer:
                 f"({in_words(read_rejects(path, shards))})"
             )
 
-    def _probe(self, root: Root, listed: Sequence[Source]) -> Form:
+    def form_of(self, root: Root, listed: Sequence[Source]) -> Form:
         """Size and bands of the first readable stamps: the most common longer side."""
         names, sides, n_bands = self.reader.band_names, Counter[int](), 0
         if self.size is not None and names is not None:
