@@ -9,12 +9,18 @@ if __name__ == "__main__":
     for number in SIGNALS:  # what follows takes a second to import
         signal.signal(number, leave)
 
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 
+from vae_astro.command.endings import run
+from vae_astro.command.help import register_help
 from vae_astro.folders import overrides_of_other_processes, register_resolvers
 
+CONF = Path(__file__).parent / "conf"
 register_resolvers()
+register_help(CONF)
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
@@ -28,7 +34,7 @@ def main(cfg: DictConfig) -> float:
 if __name__ == "__main__":
     sys.argv += overrides_of_other_processes()
     try:
-        main()
+        run(main, "config", CONF)
     finally:
         for number in SIGNALS:  # all is said: the end of Python would let them kill once more
             signal.signal(number, signal.SIG_IGN)

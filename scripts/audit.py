@@ -18,6 +18,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from vae_astro.command.endings import run
+from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
     from vae_astro import VAE
 
+CONF = Path(__file__).parents[1] / "conf"
 register_resolvers()
+register_help(CONF)
 
 N_SIMULATED = 200
 """Stamps that are drawn where none are given, a few seconds' worth."""
@@ -182,7 +186,4 @@ def _writable(out: object) -> Path | None:
 if __name__ == "__main__":
     # arguments of a model that is not known here: Hydra wants such keys to be marked as new
     sys.argv[1:] = [f"++{arg}" if arg.startswith("target_args.") else arg for arg in sys.argv[1:]]
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    run(main, "audit", CONF)

@@ -5,15 +5,21 @@ python scripts/download.py urls=FILE.txt out=FOLDER
 """
 
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
+
+from vae_astro.command.endings import run
+from vae_astro.command.help import register_help
+
+CONF = Path(__file__).parents[1] / "conf"
+register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="download", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Fetch what is not there yet, and list what could not be had."""
-    from pathlib import Path
 
     from vae_astro.data.download import download, read_urls, ztf_nights
     from vae_astro.data.transfer import Manners
@@ -57,7 +63,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped; run the same command again to go on")
+    run(main, "download", CONF, "stopped; run the same command again to go on")

@@ -5,14 +5,19 @@ python scripts/embed.py checkpoint=runs/NAME data=fits data.root=FOLDER [trainer
 """
 
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from vae_astro.command.endings import run
+from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
+CONF = Path(__file__).parents[1] / "conf"
 register_resolvers()
+register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="embed", version_base="1.3")
@@ -33,7 +38,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    run(main, "embed", CONF)

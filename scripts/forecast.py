@@ -5,13 +5,18 @@ python scripts/forecast.py data=fits data.root=FOLDER likelihood=gaussian beta.e
 """
 
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from vae_astro.command.endings import run
+from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
+CONF = Path(__file__).parents[1] / "conf"
 register_resolvers()
+register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="forecast", version_base="1.3")
@@ -19,7 +24,6 @@ def main(cfg: DictConfig) -> None:
     """Forecast one run from its stamps and settings."""
     import json
     import time
-    from pathlib import Path
 
     from vae_astro.collapse.forecast import forecast_run
     from vae_astro.data.datamodule import StampDataModule
@@ -40,7 +44,9 @@ def main(cfg: DictConfig) -> None:
         n_stamps = check_int("n_stamps", settings["n_stamps"], minimum=2)
         steps = check_int("steps", settings["steps"], minimum=1)
         schedule = build("beta", SCHEDULES, settings["beta"], total_steps=steps)
-        datamodule = StampDataModule(**settings["data"], seed=settings["seed"])
+        datamodule = StampDataModule(
+            **settings["data"], seed=settings["seed"], progress=settings["progress"]
+        )
         normalizer = datamodule.normalizer
         build_likelihood(settings["likelihood"], n_bands=1, size=64, normalizer=normalizer)
         datamodule.prepare_data()
@@ -74,7 +80,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    run(main, "forecast", CONF)

@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any, cast
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from vae_astro.command.endings import run
+from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
 if TYPE_CHECKING:
     from vae_astro.data.store.store import StampStore
 
+CONF = Path(__file__).parents[1] / "conf"
 register_resolvers()
+register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="pack", version_base="1.3")
@@ -35,6 +39,7 @@ def main(cfg: DictConfig) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     settings = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
     actions = {"pack": pack, "inspect": inspect, "verify": verify, "repair": repair, "gc": clear}
+    settings["data"]["progress"] = settings["progress"]
     try:
         check_choice("action", settings["action"], tuple(actions))
         sys.exit(actions[settings["action"]](settings))
@@ -165,7 +170,4 @@ def _write_table(table: Any, file: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    run(main, "pack", CONF)

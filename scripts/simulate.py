@@ -4,23 +4,28 @@ python scripts/simulate.py data.n_stamps=2000 data.root=stamps/mine [n_processes
 """
 
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
+from vae_astro.command.endings import run
+from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
+CONF = Path(__file__).parents[1] / "conf"
 register_resolvers()
+register_help(CONF)
 
 
-@hydra.main(config_path="../conf", config_name="script", version_base="1.3")
+@hydra.main(config_path="../conf", config_name="simulate", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Simulate ``data.n_stamps`` stamps below ``data.root``."""
     import time
-    from pathlib import Path
 
     from vae_astro.data.simulate import GAIN_E_PER_ADU, SATURATION_ADU, simulate
     from vae_astro.errors import InputError
+    from vae_astro.settings import check_bool
 
     if "n_stamps" not in cfg.data:
         print("error: only data=simulated can be drawn; leave data= away", file=sys.stderr)
@@ -33,6 +38,7 @@ def main(cfg: DictConfig) -> None:
             seed=cfg.data.simulation_seed,
             size=cfg.data.size,
             n_processes=cfg.n_processes,
+            progress=check_bool("progress", cfg.progress),
         )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -46,7 +52,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    run(main, "simulate", CONF)

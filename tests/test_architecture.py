@@ -14,16 +14,18 @@ DOORSTEP = f"{PACKAGE}.__init__"
 
 STOREYS = [
     {"errors"},
-    {"settings", "folders", "stopping", "ranks", "late"},
-    {"hardware"},
+    {"settings", "folders", "stopping", "ranks", "late", "progress"},
+    {"hardware", "command"},
     {"data", "model", "objective"},
     {"parts", "guarded_steps", "prior_epochs"},
     {"vae"},
     {"collapse", "evaluate", "checkpoint", "acceleration", "faults"},
     {"report", "catalogue", "processes"},
     {"training"},
+    {"checked"},
     {"run", "embed", "class_passes"},
-    {"classify", "outliers", "export"},
+    {"classify", "outliers", "export", "plan"},
+    {"before"},
 ]
 """Rooms from the ground up. A room sees itself and the storeys below, not its neighbours."""
 
@@ -41,8 +43,8 @@ LAZY = {"VAE": "vae", "StampDataModule": "data", "__version__": ""}
 OUTSIDE = {
     "pytorch_lightning": set(),  # the same classes under another name do not know each other
     "lightning": {"data.datamodule"}.union(*STOREYS[4:]),
-    "hydra": {"run"},
-    "omegaconf": {"run", "folders", "report.history"},
+    "hydra": {"run", "before", "command"},
+    "omegaconf": {"run", "checked", "before", "folders", "command", "report.history"},
 }
 """Who may import what only some should."""
 

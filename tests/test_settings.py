@@ -64,7 +64,8 @@ def test_unknown_key_is_answered_with_the_keys():
     with pytest.raises(InputError) as refused:
         build("optics", INSTRUMENTS, {"name": "telescope", "diameter": 1}, n_mirrors=1)
     assert str(refused.value) == (
-        "optics=telescope has no setting optics.diameter; it has diameter_m, site"
+        "optics=telescope has no setting optics.diameter; did you mean optics.diameter_m? it has "
+        "diameter_m, site"
     )
 
 

@@ -94,6 +94,7 @@ def _find(settings: Mapping[str, Any], overrides: Sequence[str], overwrite: bool
     n_fit = check_int("n_fit", settings["n_fit"], minimum=10)
     n_gallery = check_int("n_gallery", settings["n_gallery"], minimum=0)
     force = check_bool("force", settings["force"])
+    show = check_bool("progress", settings["progress"])
     out = _free_folder(settings["out"], overwrite)
     extra = None
     if settings["catalogue"] is not None:
@@ -115,7 +116,9 @@ def _find(settings: Mapping[str, Any], overrides: Sequence[str], overwrite: bool
         sample = sample_of(files, n_fit, search.seed)
         for vae, (mean, std) in zip(vaes, sample.posteriors, strict=True):
             _refuse_collapsed_codes(vae, mean, std, force)
-        model, consensus, curve = fit_classes(sample.posteriors, networks, search, ACTIVE_VARIANCE)
+        model, consensus, curve = fit_classes(
+            sample.posteriors, networks, search, ACTIVE_VARIANCE, show
+        )
         told = hard_classes(consensus.shares)
         labels = compare(told, sample.labels, model.n_classes)
         codes = model.frames[0](*sample.posteriors[0])[0]

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from tqdm import tqdm
 
 import vae_astro
 from vae_astro.catalogue import (
@@ -38,6 +37,7 @@ from vae_astro.evaluate.anomalies import Calibration, Signs, calibrate
 from vae_astro.evaluate.bound import importance_weighted
 from vae_astro.evaluate.residuals import residual_maps, residual_scores
 from vae_astro.hardware import look, take
+from vae_astro.progress import progress_of
 from vae_astro.report.odd_stamps import draw_odd_stamps
 from vae_astro.settings import check_bool, check_choice, check_int
 from vae_astro.vae import VAE
@@ -256,7 +256,7 @@ def _pass(
     vae: VAE, loader: Any, n_samples: int, n_stamps: int, what: str, progress: bool
 ) -> tuple[Signs, np.ndarray]:
     parts = []
-    with tqdm(total=n_stamps, desc=what, unit="stamp", disable=not progress) as bar:
+    with progress_of(n_stamps, what, "stamp", show=progress) as bar:
         for batch in loader:
             here = {name: value.to(vae.device) for name, value in batch.items()}
             parts.append(signs_of(vae, here, n_samples))

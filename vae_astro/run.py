@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import random
-import re
 import sys
 import time
 import warnings
@@ -23,17 +22,17 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning import Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_astro.acceleration import plain_parts
-from vae_astro.checkpoint import find_checkpoint, load_checkpoint, warm_start
+from vae_astro.checked import check, run_settings
+from vae_astro.checkpoint import load_checkpoint, warm_start
 from vae_astro.collapse.forecast import Forecast, forecast_run
-from vae_astro.collapse.monitor import rescues_in
 from vae_astro.collapse.rescue import Plan, outlook_set_right, plan_rescue
 from vae_astro.collapse.verdict import Circumstances, still_rising
-from vae_astro.data.batches import share_of_batch
-from vae_astro.data.datamodule import LARGEST_SEED, StampDataModule
+from vae_astro.command.endings import wants_traceback
+from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
 from vae_astro.folders import is_first_process
 from vae_astro.hardware import batch_size_for
@@ -41,28 +40,12 @@ from vae_astro.objective.beta import SCHEDULES
 from vae_astro.processes import join, losses_told, open_together
 from vae_astro.report import board, summary
 from vae_astro.report.full_disk import file_handlers_that_give_up
-from vae_astro.settings import build, check_int
+from vae_astro.settings import build
 from vae_astro.stopping import exit_status, heeded, last_words
-from vae_astro.training import Attempt, Pace, fit, new_attempt, new_vae, rescue, set_length
+from vae_astro.training import Attempt, Pace, fit, new_vae, rescue, set_length
 from vae_astro.vae import VAE
 
-__all__ = ["RunResult", "train", "train_command"]
-
-
-GROUPS = {
-    "data",
-    "model",
-    "prior",
-    "likelihood",
-    "beta",
-    "optim",
-    "trainer",
-    "collapse",
-    "callbacks",
-}
-KEYS = {"seed", "resume", "init_from", "run_dir", "log_every_n_steps"}
-COLLAPSE_KEYS = {"forecast_stamps", "action"}
-CALLBACK_KEYS = {"n_stamps", "time_share", "save_every_n_steps", "progress", "page"}
+__all__ = ["RunResult", "quieten", "train", "train_command"]
 
 PREPARED_ON = 4096
 """Training stamps that a network may look at before the first step, at most."""
@@ -83,15 +66,15 @@ def train_command(cfg: DictConfig) -> float:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         with warnings.catch_warnings(), heeded(run_dir):
-            _quieten()
+            quieten()
             file_handlers_that_give_up()
-            settings = run_settings(cfg)
+            settings = run_settings(cfg, HydraConfig.get().overrides.task)
             metrics = train(settings, run_dir).metrics
             return metrics["val"]["elbo_nats"] if metrics else math.nan
     except (InputError, OmegaConfBaseException) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if wants_traceback():
             raise
-        log.error("%s", error)
+        log.error("%s", " ".join(str(error).split()))
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code in (1, 2):
@@ -99,34 +82,6 @@ def train_command(cfg: DictConfig) -> float:
         if is_first_process():
             log.warning("%s", last_words(run_dir))
         sys.exit(exit_status())
-
-
-def run_settings(cfg: DictConfig) -> dict[str, Any]:
-    """Plain settings of this run: the composed ones, or those of the run that is resumed.
-
-    A resumed run keeps its own settings; what is given on the command line now replaces them,
-    whole groups (``trainer=cpu``) or single values.
-    """
-    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(settings, dict)
-    if not cfg.resume:
-        return settings  # type: ignore[return-value]
-    saved = load_checkpoint(find_checkpoint("resume", cfg.resume))["vae_astro"]["settings"]
-    if saved is None:
-        raise InputError(f"resume={cfg.resume} was not made by train.py; use init_from=")
-    resumed = OmegaConf.create(saved)
-    # keys that a run of an earlier version does not have
-    for group in ("collapse", "callbacks", "trainer"):
-        resumed[group] = OmegaConf.merge(cfg[group], resumed.get(group, {}))
-    for override in HydraConfig.get().overrides.task:
-        key = re.sub(r"@.*", "", override.split("=")[0].lstrip("+~")).replace("/", ".")
-        if key in ("experiment", "debug"):
-            raise InputError(
-                f"{override} cannot be combined with resume=; give single values instead"
-            )
-        OmegaConf.update(resumed, key, OmegaConf.select(cfg, key), merge=False)
-    resumed.resume = cfg.resume
-    return OmegaConf.to_container(resumed, resolve=True)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -163,26 +118,11 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
         A mistake in the settings or the data, before any training starts where possible.
     """
     began = time.perf_counter()
-    seed = check_int("seed", settings["seed"], minimum=0, maximum=LARGEST_SEED)
-    _refuse_unknown(settings)
-    if not settings["resume"]:
-        _refuse_taken(run_dir)
-    # what is wrong with the settings should not wait for the data to be read
-    resume = find_checkpoint("resume", settings["resume"]) if settings["resume"] else None
-    start = find_checkpoint("init_from", settings["init_from"]) if settings["init_from"] else None
-    attempt = new_attempt(settings, run_dir, _rescues_behind(resume))
+    checked = check(settings, run_dir)
+    seed, attempt, datamodule = checked.seed, checked.attempt, checked.datamodule
     trainer = attempt.trainer
     if not trainer.is_global_zero:
         logging.getLogger("vae_astro").setLevel(logging.ERROR)  # the first says it for all
-    progress = settings["callbacks"]["progress"] and trainer.is_global_zero
-    datamodule = StampDataModule(**settings["data"], seed=seed, progress=progress)
-    new_vae(settings, stamp_shape=(1, 64, 64))
-
-    chooses_batch = settings["data"]["batch_size"] is None
-    if not chooses_batch:  # refused, if not in equal parts
-        share_of_batch(datamodule.batch_size, trainer.world_size)
-    else:  # until the stamps are counted
-        datamodule.batch_size = batch_size_for(attempt.machine, 0, trainer.world_size)
     join(trainer, in_sweep=_in_sweep())
     run_dir = trainer.strategy.broadcast(run_dir.absolute())
 
@@ -191,7 +131,7 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
         _ = datamodule.labels  # an unusable label file is refused now
 
     open_together(datamodule, look_at_the_data)
-    if chooses_batch:
+    if settings["data"]["batch_size"] is None:
         n_train, n_ranks = len(datamodule.train_rows), trainer.world_size
         datamodule.batch_size = batch_size_for(attempt.machine, n_train, n_ranks)
         settings["data"]["batch_size"] = datamodule.batch_size  # a resumed run keeps it
@@ -201,15 +141,15 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
         _seed(seed)
         vae = new_vae(settings, datamodule.store.stamp_shape, datamodule.store.band_names)
         vae.prepare(datamodule.training_sample(PREPARED_ON))
-        if start is not None:
-            _start_from(vae, start)
+        if checked.start is not None:
+            _start_from(vae, checked.start)
         return vae
 
     vae = begin(settings)
     _say_what_is_trained(vae, datamodule, attempt)
     set_length(trainer, settings["trainer"], datamodule.steps_per_epoch(trainer.world_size))
     with losses_told(run_dir):
-        fitted = _fit_and_rescue(attempt, vae, datamodule, run_dir, resume, begin)
+        fitted = _fit_and_rescue(attempt, vae, datamodule, run_dir, checked.resume, begin)
     attempt, vae, trainer = fitted.attempt, fitted.vae, fitted.attempt.trainer
     best = run_dir / "checkpoints" / "best.ckpt"
     if best.exists():
@@ -332,35 +272,11 @@ def _told(record: dict[str, Any]) -> str:
     return f"{' '.join(changed)} from step {record['from_step']}"
 
 
-def _rescues_behind(resume: Path | None) -> list[dict[str, Any]]:
-    return [] if resume is None else rescues_in(load_checkpoint(resume))
-
-
 def _start_from(vae: VAE, checkpoint: Path) -> None:
     started_from = warm_start(vae, checkpoint)
     log.info("init_from: %d weight tensors taken over", started_from.taken)
     for line in started_from.lines():
         log.warning("init_from: %s", line)
-
-
-def _refuse_unknown(settings: dict[str, Any]) -> None:
-    """Raise `InputError` for a key that nobody reads: ``+key=`` adds any to the configuration."""
-    known = {"": GROUPS | KEYS, "collapse": COLLAPSE_KEYS, "callbacks": CALLBACK_KEYS}
-    for group, names in known.items():
-        unknown = sorted(set(settings[group] if group else settings) - names)
-        if unknown:
-            key = f"{group}.{unknown[0]}" if group else unknown[0]
-            raise InputError(f"{key} is no setting; known are {', '.join(sorted(names))}")
-
-
-def _refuse_taken(run_dir: Path) -> None:
-    """Raise `InputError` where another run would be overwritten."""
-    # other processes come here when the first has begun to write
-    if is_first_process() and any(run_dir.glob("checkpoints/*.ckpt")):
-        raise InputError(
-            f"run_dir={run_dir} holds another run; choose another run_dir, or go on with that run: "
-            f"resume={run_dir}"
-        )
 
 
 def _refuse_too_few(datamodule: StampDataModule, trainer: Trainer) -> None:
@@ -412,7 +328,7 @@ def _say_what_is_trained(vae: VAE, datamodule: StampDataModule, attempt: Attempt
         log.info("noise: the sky's only; set data.normalize.gain for the Poisson noise of sources")
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Advice of Lightning that does not apply: batches are gathered whole, in the main process."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")

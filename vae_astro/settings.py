@@ -6,9 +6,10 @@ stranger can build nothing but what is registered here.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from vae_astro.errors import InputError
@@ -21,6 +22,7 @@ __all__ = [
     "check_number",
     "check_text",
     "construct",
+    "nearest",
 ]
 
 T = TypeVar("T")
@@ -74,14 +76,31 @@ def construct(
     allowed = [key for key in parameters if key not in given]
     unknown = [key for key in settings if key not in allowed]
     if unknown:
-        raise InputError(
-            f"{shown} has no setting {group}.{unknown[0]}; it has {', '.join(allowed) or 'none'}"
-        )
+        meant = nearest(unknown[0], allowed)
+        guess = f"did you mean {group}.{meant}? " if meant else ""
+        has = ", ".join(allowed) or "none"
+        raise InputError(f"{shown} has no setting {group}.{unknown[0]}; {guess}it has {has}")
     required = [key for key in allowed if parameters[key].default is inspect.Parameter.empty]
     missing = [f"{group}.{key}" for key in required if key not in settings]
     if missing:
         raise InputError(f"{shown} needs {', '.join(missing)}")
     return factory(**settings, **{key: value for key, value in given.items() if key in parameters})
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The one of ``words`` that ``word`` was probably meant to be; None if it is like none.
+
+    Of names with dots the last part counts too: ``latent_dim`` for ``model.latent_dim``.
+    """
+    known = list(words)
+    like = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    by_end = {name.rpartition(".")[2]: name for name in known}
+    end = word.rpartition(".")[2]
+    same_end = by_end.get(end) or next(
+        iter(by_end[near] for near in difflib.get_close_matches(end, by_end, n=1, cutoff=0.75)),
+        None,
+    )
+    return like[0] if like and "." in word else same_end or (like[0] if like else None)
 
 
 def check_int(key: str, value: object, *, minimum: int, maximum: int | None = None) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,9 +38,10 @@ from vae_astro.faults import FiniteGuard
 from vae_astro.hardware import EPOCHS, USUAL_STEPS, Machine, Setup, take
 from vae_astro.model.micro_batches import micro_batch_size
 from vae_astro.processes import strategy_of
-from vae_astro.report.callbacks import ProgressBar, StampPanels
+from vae_astro.progress import can_draw
+from vae_astro.report.callbacks import ProgressBar, ProgressLines, StampPanels
 from vae_astro.report.full_disk import Curves
-from vae_astro.settings import check_bool, check_int, check_number
+from vae_astro.settings import check_bool, check_int, check_number, check_text
 from vae_astro.stopping import exit_status, forget, raise_if_told
 from vae_astro.vae import VAE
 
@@ -108,6 +110,7 @@ def new_attempt(
     """
     chosen = settings["callbacks"]
     checkpoints = run_dir / "checkpoints"
+    check_bool("callbacks.page", chosen["page"])
     check_int("collapse.forecast_stamps", settings["collapse"]["forecast_stamps"], minimum=0)
     action = settings["collapse"]["action"]
     healthy = checkpoints / "healthy.ckpt" if action == "rescue" else None
@@ -132,9 +135,9 @@ def new_attempt(
     return Attempt(settings, machine, setup, trainer, monitor, panels)
 
 
-def progress_bar() -> ProgressBar:
-    """Redrawn often on a terminal; a batch log gets a line now and then."""
-    return ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50)
+def progress_bar() -> ProgressBar | ProgressLines:
+    """A bar on a terminal; a batch log gets a line now and then."""
+    return ProgressBar() if can_draw() else ProgressLines()
 
 
 def _new_trainer(
@@ -168,9 +171,15 @@ def new_trainer(options: Mapping[str, Any], setup: Setup, **parts: Any) -> Train
         if options[key] is None:
             options[key] = 1  # set when the data are known: see set_length
         check_int(f"trainer.{key}", options[key], minimum=1)
+    check_int("trainer.num_nodes", options["num_nodes"], minimum=1)
+    for key in ("accelerator", "strategy"):
+        check_text(f"trainer.{key}", options[key])
+    if options["devices"] != "auto" and not isinstance(options["devices"], list):
+        check_int("trainer.devices", options["devices"], minimum=1)
     for key in ("limit_train_batches", "limit_val_batches"):
-        if options[key] is not None:
-            check_number(f"trainer.{key}", options[key], above=0)
+        value = options[key]
+        if value is not None and check_number(f"trainer.{key}", value, above=0) > 1:
+            check_int(f"trainer.{key}", value, minimum=1)  # a share is at most 1
     if options["gradient_clip_val"] is not None:
         check_number("trainer.gradient_clip_val", options["gradient_clip_val"], above=0)
     check_bool("trainer.deterministic", options["deterministic"])
@@ -185,7 +194,8 @@ def new_trainer(options: Mapping[str, Any], setup: Setup, **parts: Any) -> Train
             use_distributed_sampler=False,  # the sampler shares out the stamps itself
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        ours = "|".join(options)  # as a user types them
+        reason = re.sub(rf"`({ours})\b([^`]*)`", r"trainer.\1\2", " ".join(str(error).split()))
         raise InputError(
             f"these trainer settings do not work on this machine: {reason} trainer=auto takes what "
             "there is; trainer=cpu always works"

@@ -217,9 +217,14 @@ class StampDataModule(LightningDataModule):
                     "stamps or change data.val_fraction"
                 )
 
+    @property
+    def has_store(self) -> bool:
+        """Whether ``root`` is a store itself."""
+        return is_store(Path(self.root.address))
+
     def open(self) -> StampStore:
         """The store of the stamps, packed first where needed; ``root`` may be a store itself."""
-        if is_store(Path(self.root.address)):
+        if self.has_store:
             return StampStore.open(Path(self.root.address))
         return self.packer.open(self.root)
 

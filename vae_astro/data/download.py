@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from vae_astro.data.sources.network import hide_secrets
 from vae_astro.data.tarballs import TarballError, unpack_tarball, unpacked_folder
 from vae_astro.data.transfer import DownloadError, Manners, Wanted, fetch, fetch_text
 from vae_astro.errors import InputError
+from vae_astro.progress import progress_of
 
 __all__ = ["Outcome", "download", "read_urls", "with_md5sums", "ztf_nights"]
 
@@ -224,13 +224,7 @@ def _is_there(target: Path, unpack: bool) -> bool:
 
 
 def _fetch_with_bar(file: Wanted, folder: Path, manners: Manners, count: str) -> bool:
-    with tqdm(
-        desc=f"{count} {file.name}",
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        disable=None,  # where nobody looks at a terminal
-    ) as bar:
+    with progress_of(None, f"{count} {file.name}", "B") as bar:
 
         def show(n_bytes: int, total: int | None) -> None:
             bar.total = total

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
-from tqdm import tqdm
 
 from vae_astro.data import simulated
 from vae_astro.data.sky_model import (
@@ -33,6 +32,7 @@ from vae_astro.data.sky_model import (
     draw_stamp,
 )
 from vae_astro.errors import InputError
+from vae_astro.progress import progress_of
 from vae_astro.settings import check_int
 
 __all__ = [
@@ -206,7 +206,7 @@ def _write_stamps(
     rows: list[_Row] = []
     with (
         _mapping(min(n_processes, len(chunks) // 2)) as mapping,
-        tqdm(total=n_stamps, desc="drawing stamps", unit="stamp", disable=not progress) as bar,
+        progress_of(n_stamps, "drawing stamps", "stamp", show=progress) as bar,
     ):
         for chunk_rows in mapping(write, chunks):
             rows.extend(chunk_rows)

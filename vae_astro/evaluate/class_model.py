@@ -26,6 +26,7 @@ from vae_astro.evaluate.clusters import (
 )
 from vae_astro.evaluate.consensus import Consensus, agree, voted
 from vae_astro.evaluate.mixtures import COVARIANCES, CRITERIA, Curve, n_classes_curve
+from vae_astro.progress import Progress, progress_of
 from vae_astro.settings import check_choice, check_int, check_number
 
 __all__ = ["ClassModel", "Network", "Search", "fit_classes", "read_found"]
@@ -193,6 +194,7 @@ def fit_classes(
     networks: Sequence[Network],
     search: Search,
     least_variance: float,
+    show: bool = False,
 ) -> tuple[ClassModel, Consensus, Curve | None]:
     """Find classes in what several networks say of the same stamps.
 
@@ -207,6 +209,8 @@ def fit_classes(
     search : Search
     least_variance : float
         Of the posterior mean of a unit that is active; others are left out.
+    show : bool
+        Whether to show progress.
 
     Returns
     -------
@@ -238,10 +242,29 @@ def fit_classes(
     curve, n_classes = None, None
     if search.method in ("mixture", "kmeans"):
         if search.n_classes == "auto":
-            curve = n_classes_curve(codes, search.max_classes, search.covariance, search.seed)
+            curve = n_classes_curve(codes, search.max_classes, search.covariance, search.seed, show)
             n_classes = curve.best(search.criterion)
         else:
             n_classes = int(search.n_classes)
+    n_fits = 0 if search.method == "prior" else len(codes) * search.n_seeds
+    bar = progress_of(n_fits, "finding classes", "clustering", show=show and n_fits > 0)
+    with bar:
+        of_run, clusters = _clusterings(codes, networks, search, n_classes, bar)
+    shares = _all_shares(frames, of_run, clusters, posteriors, search.n_draws)
+    consensus = agree(shares, of_run, search.unsure_below)
+    model = ClassModel(frames, tuple(of_run), tuple(clusters), consensus.votes, search.n_draws)
+    return model, consensus, curve
+
+
+def _clusterings(
+    codes: Sequence[np.ndarray],
+    networks: Sequence[Network],
+    search: Search,
+    n_classes: int | None,
+    bar: Progress,
+) -> tuple[list[int], list[Clusters]]:
+    """What every seed finds in the codes of every network, and which network each is of."""
+    n = len(codes[0])
     of_run: list[int] = []
     clusters: list[Clusters] = []
     for k, (z, network) in enumerate(zip(codes, networks, strict=True)):
@@ -262,10 +285,8 @@ def fit_classes(
                     min_class_size=search.min_class_size,
                 )
             )
-    shares = _all_shares(frames, of_run, clusters, posteriors, search.n_draws)
-    consensus = agree(shares, of_run, search.unsure_below)
-    model = ClassModel(frames, tuple(of_run), tuple(clusters), consensus.votes, search.n_draws)
-    return model, consensus, curve
+            bar.update()
+    return of_run, clusters
 
 
 def _part(n: int, search: Search, n_classes: int | None, seed: int) -> np.ndarray:

@@ -13,6 +13,8 @@ from scipy.special import logsumexp, xlogy
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+from vae_astro.progress import progress_of
+
 __all__ = ["COVARIANCES", "CRITERIA", "Curve", "Mixture", "fit_mixture", "n_classes_curve"]
 
 COVARIANCES = ("full", "diag", "tied")
@@ -143,7 +145,9 @@ class Curve:
         return {"n_classes": list(self.n_classes), "bic": list(self.bic), "icl": list(self.icl)}
 
 
-def n_classes_curve(codes: Sequence[np.ndarray], most: int, covariance: str, seed: int) -> Curve:
+def n_classes_curve(
+    codes: Sequence[np.ndarray], most: int, covariance: str, seed: int, show: bool = False
+) -> Curve:
     """BIC and ICL of mixtures of 1 to ``most`` components.
 
     Parameters
@@ -155,14 +159,19 @@ def n_classes_curve(codes: Sequence[np.ndarray], most: int, covariance: str, see
     covariance : {"full", "diag", "tied"}
     seed : int
         Of the starting points.
+    show : bool
+        Whether to show progress.
     """
     tried = range(1, max(1, min(most, len(codes[0]) // 10)) + 1)
     bic, icl = np.zeros(len(tried)), np.zeros(len(tried))
-    for z in codes:
-        for k, n_classes in enumerate(tried):
-            model = _fitted(z, n_classes, covariance, seed, 2)
-            shares = model.predict_proba(z)
-            cost = model.bic(z) / len(z)
-            bic[k] += cost / len(codes)
-            icl[k] += (cost - 2 * xlogy(shares, shares).sum() / len(z)) / len(codes)
+    n_fits = len(codes) * len(tried)
+    with progress_of(n_fits, "choosing the number of classes", "mixture", show=show) as bar:
+        for z in codes:
+            for k, n_classes in enumerate(tried):
+                model = _fitted(z, n_classes, covariance, seed, 2)
+                shares = model.predict_proba(z)
+                cost = model.bic(z) / len(z)
+                bic[k] += cost / len(codes)
+                icl[k] += (cost - 2 * xlogy(shares, shares).sum() / len(z)) / len(codes)
+                bar.update()
     return Curve(tuple(tried), tuple(map(float, bic)), tuple(map(float, icl)))

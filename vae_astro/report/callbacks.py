@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.data.batches import Batch
+from vae_astro.progress import Sparse
 from vae_astro.report.board import log_start, log_state
 from vae_astro.report.full_disk import Curves, save_figure
 from vae_astro.settings import check_int, check_number
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
     from vae_astro.collapse.forecast import Forecast
 
-__all__ = ["ProgressBar", "StampPanels", "draw_panels"]
+__all__ = ["ProgressBar", "ProgressLines", "StampPanels", "draw_panels"]
 
 N_TRAVERSED = 8
 TRAVERSAL = np.linspace(-3, 3, 9)
@@ -43,6 +46,57 @@ class ProgressBar(TQDMProgressBar):
         """See Lightning."""
         shown = pl_module.shown if isinstance(pl_module, VAE) else {}
         return {**super().get_metrics(trainer, pl_module), **shown}
+
+
+class ProgressLines(LightningBar):
+    """Says now and then how far training or prediction has come, without a control character."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: Sparse | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See Lightning."""
+        all_steps = (trainer.max_epochs or 1) * trainer.num_training_batches
+        self._lines = Sparse(all_steps - trainer.global_step, "training", "step")
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """See Lightning."""
+        if self._lines is not None and self._lines.update():
+            shown = dict(self.get_metrics(trainer, pl_module))
+            if isinstance(pl_module, VAE):
+                shown |= pl_module.shown
+            values = [f"{key} {value:.5g}" for key, value in shown.items() if _is_number(value)]
+            epoch = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+            print(", ".join([f"  {epoch}", *values]), file=sys.stderr, flush=True)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See Lightning."""
+        self._lines = Sparse(sum(trainer.num_predict_batches), "embedding", "batch")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """See Lightning."""
+        if self._lines is not None:
+            self._lines.update()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | torch.Tensor)
 
 
 class StampPanels(Callback):

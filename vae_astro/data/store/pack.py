@@ -14,8 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vae_astro.data.sources.reader import Source, StampReader
 from vae_astro.data.sources.root import Root, open_root
 from vae_astro.data.stamp import LARGEST_STAMP, SMALLEST_STAMP, Stamp, StampBlock
@@ -40,6 +38,7 @@ from vae_astro.data.store.store import StampStore, read_catalogue
 from vae_astro.data.store.whole_file import WholeFile, locked, partial_files, sync
 from vae_astro.data.threads import n_cores
 from vae_astro.errors import InputError
+from vae_astro.progress import progress_of
 from vae_astro.settings import check_bool, check_choice, check_int, check_number, check_text
 
 __all__ = ["Packer", "open_or_pack"]
@@ -116,6 +115,11 @@ class Packer:
         text = repr((*decides, self.saturation, self.stored_as))
         return self.store_dir / hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def finished(self, root: Root, listed: Sequence[Source]) -> StampStore | None:
+        """The store, if it holds exactly what is listed; nothing is written."""
+        path = self.path(root)
+        return None if _current(path, digest_of(listed)) is None else StampStore.open(path)
+
     def open(self, root: Root) -> StampStore:
         """The store of the stamps below ``root``, packed or brought up to date first.
 
@@ -187,7 +191,7 @@ class Packer:
             root=root,
             reader=self.reader,
             shards=path / SHARDS,
-            form=self._probe(root, listed) if old is None else old.form,
+            form=self.form_of(root, listed) if old is None else old.form,
             saturation=self.saturation,
             raise_on_bad=self.on_bad == "raise",
         )
@@ -236,13 +240,8 @@ class Packer:
         done = [shard for shards in shards_of.values() for shard in shards]
         n_bad = sum(shard.n_rejected for shard in done)
         n_good = sum(shard.n_stamps for shard in done)
-        bar = tqdm(
-            total=sum(len(lot.sources) for lot in lots),
-            desc="packing stamps",
-            unit="file",
-            disable=not self.progress,
-            leave=False,
-        )
+        n_files = sum(len(lot.sources) for lot in lots)
+        bar = progress_of(n_files, "packing stamps", "file", show=self.progress, leave=False)
         with bar, ThreadPoolExecutor(1) as disk:  # writes while the next lots are read
             syncing: list[Future[None]] = []
             for k, shards in pack_lots(job, lots, n_processes, self.cluster):
@@ -277,7 +276,7 @@ class Packer:
                 f"({in_words(read_rejects(path, shards))})"
             )
 
-    def _probe(self, root: Root, listed: Sequence[Source]) -> Form:
+    def form_of(self, root: Root, listed: Sequence[Source]) -> Form:
         """Size and bands of the first readable stamps: the most common longer side."""
         names, sides, n_bands = self.reader.band_names, Counter[int](), 0
         if self.size is not None and names is not None:

@@ -55,7 +55,8 @@ def check_cutouts(cutouts: object) -> tuple[str, ...]:
     if not isinstance(cutouts, Iterable):
         raise InputError(f"data.cutouts must be a list of cutouts, got {cutouts!r}")
     names = () if isinstance(cutouts, str) else tuple(cutouts)
-    if not names or not set(names) <= set(CUTOUTS) or len(set(names)) < len(names):
+    known = all(name in CUTOUTS for name in names)
+    if not names or not known or len(set(names)) < len(names):
         raise InputError(
             f"data.cutouts must be one or more of {', '.join(CUTOUTS)}, each once, got {cutouts}"
         )

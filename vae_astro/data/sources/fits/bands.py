@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
@@ -70,7 +70,8 @@ class BandReader:
     max_pixels: int = LARGEST_STAMP**2
 
     def __post_init__(self) -> None:
-        if isinstance(self.bands, str) or not isinstance(self.bands, Iterable):
+        is_list = not isinstance(self.bands, str | Mapping) and isinstance(self.bands, Iterable)
+        if not is_list or not all(isinstance(band, str | int) for band in self.bands):
             raise InputError(f"data.bands must be a list such as [g,r,i], got {self.bands!r}")
         # A configuration gives a list, and numbers where bands are called 1 and 2.
         object.__setattr__(self, "bands", tuple(str(band) for band in self.bands))

@@ -1,0 +1,92 @@
+"""Progress in a log: a line now and then, without a control character."""
+
+from __future__ import annotations
+
+import io
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from vae_astro import progress
+from vae_astro.progress import Sparse, can_draw, duration, in_words, progress_of
+from vae_astro.report.callbacks import ProgressLines
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    now = SimpleNamespace(s=0.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now.s)
+    return now
+
+
+def test_a_log_gets_plain_lines_now_and_then(clock: Any, capsys: pytest.CaptureFixture) -> None:
+    with progress_of(1000, "packing stamps", "file") as bar:
+        for _ in range(100):
+            clock.s += 1
+            bar.update(10)
+    said = capsys.readouterr().err
+    assert said.splitlines() == [
+        "packing stamps: 300 of 1000 (30 %), 10 file/s, 70 s left",
+        "packing stamps: 600 of 1000 (60 %), 10 file/s, 40 s left",
+        "packing stamps: 900 of 1000 (90 %), 10 file/s, 10 s left",
+        "packing stamps: 1000 of 1000 (100 %), 10 file/s",
+    ]
+    assert not {"\r", "\x1b"} & set(said)
+
+
+def test_what_is_quick_leaves_no_line(clock: Any, capsys: pytest.CaptureFixture) -> None:
+    with progress_of(10, "packing stamps") as bar:
+        clock.s += 5
+        bar.update(10)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar_and_a_dumb_one_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    assert can_draw()
+    with progress_of(3, "x") as bar:
+        assert isinstance(bar, tqdm)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(progress_of(3, "x"), Sparse)
+
+
+def test_nothing_is_shown_where_that_is_wanted(clock: Any, capsys: pytest.CaptureFixture) -> None:
+    with progress_of(3, "x", show=False) as bar:
+        clock.s += 100
+        bar.update(3)
+    assert capsys.readouterr().err == ""
+
+
+def test_words() -> None:
+    assert in_words("got", 3 * 2**20, None, "B", 3) == "got: 3, 1 MiB/s"
+    assert [duration(s) for s in (3, 99, 100, 5399, 9000)] == [
+        "3 s", "99 s", "2 min", "90 min", "2.5 h"
+    ]  # fmt: skip
+
+
+def test_training_says_its_epoch_and_values(clock: Any, capsys: pytest.CaptureFixture) -> None:
+    lines = ProgressLines()
+    trainer: Any = SimpleNamespace(
+        max_epochs=4, num_training_batches=25, global_step=0, current_epoch=1, loggers=[],
+        progress_bar_metrics={"val/elbo_nats": torch.tensor(-5.5)},
+    )  # fmt: skip
+    lines._trainer = trainer
+    lines.on_train_start(trainer, torch.nn.Module())
+    for _ in range(40):
+        clock.s += 1
+        lines.on_train_batch_end(trainer, torch.nn.Module(), None, None, 0)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "training: 30 of 100 (30 %), 1 step/s, 70 s left",
+        "  epoch 2 of 4, val/elbo_nats -5.5",
+    ]
