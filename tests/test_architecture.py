@@ -40,7 +40,7 @@ LAZY = {"VAE": "vae", "StampDataModule": "data", "__version__": ""}
 
 OUTSIDE = {
     "pytorch_lightning": set(),  # the same classes under another name do not know each other
-    "lightning": {"data.datamodule"}.union(*STOREYS[4:]),
+    "lightning": {"data.datamodule", "checkpoint_file.trainers"}.union(*STOREYS[4:]),
     "hydra": {"run"},
     "omegaconf": {"run", "folders"},
 }

@@ -11,11 +11,12 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from lightning import Callback
 from torch import Tensor
 
 import vae_astro
 from vae_astro import prior_epochs
-from vae_astro.checkpoint_file import CHECKPOINT_FORMAT, rebuilt
+from vae_astro.checkpoint_file import CHECKPOINT_FORMAT, read_by_the_door, rebuilt
 from vae_astro.data.batches import Batch
 from vae_astro.data.normalize import NormalizedStamps, Normalizer
 from vae_astro.data.raw import as_stamps, in_batches
@@ -383,6 +384,11 @@ class VAE(GuardedSteps):
             if group in self._moving_parts():
                 self._moving_parts()[group].load_state_dict(state)
         self.optim.take_over(checkpoint)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """None; called before a trainer reads a checkpoint, which it then does by our door."""
+        read_by_the_door(self.trainer)
+        return []
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # no hparams_file: all is in the file

@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from vae_astro.checkpoint_file import load_checkpoint
 from vae_astro.errors import InputError
 from vae_astro.ranks import Alarm
 from vae_astro.settings import check_int
@@ -25,10 +24,7 @@ __all__ = ["AtomicCheckpoints", "BestCheckpoint", "LastCheckpoint"]
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its target and renames it: a full disk spoils no older one.
-
-    A trainer that has it reads checkpoints by `load_checkpoint` alone, whatever it is told.
-    """
+    """Writes a checkpoint beside its target and renames it: a full disk spoils no older one."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -48,12 +44,6 @@ class AtomicCheckpoints(TorchCheckpointIO):
             ) from error
         finally:
             partial.unlink(missing_ok=True)
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any | None = None, weights_only: bool | None = True
-    ) -> dict[str, Any]:
-        """`load_checkpoint`; with ``weights_only=False`` too, nothing but plain data is read."""
-        return load_checkpoint(Path(path))
 
 
 class BestCheckpoint(ModelCheckpoint):
