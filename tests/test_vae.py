@@ -339,6 +339,7 @@ def test_checkpoint_brings_beta_back_and_old_ones_still_load(tmp_path: Path) -> 
     np.testing.assert_allclose(loaded.embed(stamps[:1]), loaded.embed(stamps)[:1], atol=1e-4)
     old = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
     del old["vae_astro"]["state"]
+    old["vae_astro"]["format"] = 1
     torch.save(old, tmp_path / "old.ckpt")
     assert VAE.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True).penalty(0).beta == 1.0
 

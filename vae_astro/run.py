@@ -276,7 +276,7 @@ def _start_from(vae: VAE, checkpoint: Path) -> None:
     started_from = warm_start(vae, checkpoint)
     log.info("init_from: %d weight tensors taken over", started_from.taken)
     for line in started_from.lines():
-        log.warning("init_from: %s", line)
+        log.info("init_from: %s", line)
 
 
 def _refuse_too_few(datamodule: StampDataModule, trainer: Trainer) -> None:

@@ -6,14 +6,17 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any
+from os import PathLike
+from typing import Any, Self
 
 import numpy as np
 import torch
+from lightning import Callback
 from torch import Tensor
 
 import vae_astro
 from vae_astro import prior_epochs
+from vae_astro.checkpoint_file import CHECKPOINT_FORMAT, read_by_the_door, rebuilt
 from vae_astro.data.batches import Batch
 from vae_astro.data.normalize import NormalizedStamps, Normalizer
 from vae_astro.data.raw import as_stamps, in_batches
@@ -39,7 +42,6 @@ from vae_astro.settings import build, check_int, construct
 
 __all__ = ["VAE", "StampScores"]
 
-CHECKPOINT_FORMAT = 1
 PREPARED_BYTES = 2**29
 """Of pixels that are held at once before the first step; a few copies are made of them."""
 
@@ -395,10 +397,50 @@ class VAE(GuardedSteps):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ours = checkpoint["vae_astro"]
         self.total_steps = ours["total_steps"]
-        for group, state in ours.get("state", {}).items():
+        for group, state in ours["state"].items():
             if group in self._moving_parts():
                 self._moving_parts()[group].load_state_dict(state)
         self.optim.take_over(checkpoint)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """None; called before a trainer reads a checkpoint, which it then does by our door."""
+        read_by_the_door(self.trainer)
+        return []
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # no hparams_file: all is in the file
+        cls,
+        checkpoint_path: str | PathLike[str],
+        map_location: str | torch.device | None = None,
+        *,
+        weights_only: bool | None = True,
+        **settings: Any,
+    ) -> Self:
+        """The model of a checkpoint, which needs nothing else; code in the file is never run.
+
+        Parameters
+        ----------
+        checkpoint_path : str or path
+            A checkpoint, or a run folder, of which the best is taken.
+        map_location : str or torch.device, optional
+            Where the model goes; the CPU if absent.
+        weights_only : bool, optional
+            True; what else a file may hold is refused, so that one of a stranger can be opened.
+        **settings
+            Hyper-parameters that replace those of the checkpoint.
+
+        Raises
+        ------
+        InputError
+            No checkpoint of this project, or one of a network that this version does not make;
+            ``weights_only=False``.
+        """
+        if weights_only is False:
+            raise InputError(
+                "weights_only=False would run code that a checkpoint may hold; ours hold none, so "
+                "leave it away"
+            )
+        return rebuilt(cls, checkpoint_path, map_location or "cpu", **settings)
 
     def _moving_parts(self) -> dict[str, Geco | AggressiveInference]:
         """What training moves beside the weights, by the group of its settings."""

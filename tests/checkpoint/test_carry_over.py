@@ -40,7 +40,7 @@ def checkpoint() -> dict[str, Any]:
         "optimizer_states": [optimizer.state_dict()],
         "lr_schedulers": [scheduler.state_dict()],
         "callbacks": {"BestCheckpoint{'monitor': 'x'}": {"best": 1}, "CollapseMonitor": {"a": 1}},
-        "vae_astro": {"settings": vae.run_settings, "total_steps": 10},
+        "vae_astro": {"settings": vae.run_settings, "total_steps": 10, "state": {}},
     }
 
 
