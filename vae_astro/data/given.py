@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union
 
 import numpy as np
 import torch
-from astropy import units
-from astropy.nddata import NDData, NDUncertainty, StdDevUncertainty
 
-from vae_astro.data.raw import RawStamps, as_stamps
+from vae_astro.data.raw import RawStamps, as_stamps, filled
 from vae_astro.data.sources.fits.reader import FitsReader
 from vae_astro.data.sources.root import open_root
 from vae_astro.data.stamp import Reject, Stamp, fit_to_size
 from vae_astro.errors import InputError
 
+if TYPE_CHECKING:
+    from astropy.nddata import NDData
+
 __all__ = ["Stamps", "given_stamps"]
 
-Stamps: TypeAlias = (
-    np.ndarray | torch.Tensor | NDData | str | os.PathLike[str] | Sequence["Stamps"] | Sequence[Any]
-)
+Stamps: TypeAlias = Union[
+    np.ndarray, torch.Tensor, "NDData", str, os.PathLike[str], Sequence["Stamps"], Sequence[Any]
+]
 """What `given_stamps` takes."""
 
 
 def given_stamps(
     stamps: Stamps, band_names: Sequence[str] | None, size: int | None = None
 ) -> Iterator[RawStamps]:
-    """Stamps piece by piece; whatever is in memory already is checked before the first is handed on.
+    """Stamps piece by piece; what is in memory is checked before the first is handed on.
 
     Parameters
     ----------
@@ -65,7 +67,7 @@ class _Leaf(NamedTuple):
 
     pixels: np.ndarray
     noise: np.ndarray | None
-    unit: units.UnitBase | None
+    unit: Any
 
 
 def _names_of(stamps: Any) -> list[str] | None:
@@ -88,10 +90,11 @@ def _names_of(stamps: Any) -> list[str] | None:
 
 
 def _gathered(stamps: Any, size: int | None) -> _Leaf:
-    if isinstance(stamps, NDData):
-        return _of_nddata(stamps)
-    if isinstance(stamps, units.Quantity):
-        return _Leaf(stamps.value, None, stamps.unit)
+    if "astropy.units" in sys.modules:  # slow to import, and who has such a thing has done it
+        from vae_astro.data.with_units import taken_apart
+
+        if (parts := taken_apart(stamps)) is not None:
+            return _Leaf(*parts)
     if isinstance(stamps, torch.Tensor):
         kept = stamps.detach().cpu()
         return _Leaf((kept.float() if kept.dtype == torch.bfloat16 else kept).numpy(), None, None)
@@ -100,6 +103,7 @@ def _gathered(stamps: Any, size: int | None) -> _Leaf:
             raise InputError(
                 f"stamps are a {type(stamps).__name__}; give an array, an NDData, names of FITS "
                 "files, or a list of those"
+                + (": its .data, for example" if hasattr(stamps, "data") else "")
             )
         return _Leaf(stamps if isinstance(stamps, np.ndarray) else np.asarray(stamps), None, None)
     if not stamps:
@@ -138,61 +142,7 @@ def _alike(parts: list[np.ndarray], size: int | None) -> list[np.ndarray]:
             f"the list holds stamps of the shapes {shapes[0]} and {shapes[1]}; they must have the "
             "same bands" + (" and the same size" if size is None else "")
         )
-    return [fit_to_size(_filled(part), size) for part in parts]
-
-
-def _filled(pixels: np.ndarray) -> np.ndarray:
-    try:
-        if isinstance(pixels, np.ma.MaskedArray):
-            return np.ma.filled(pixels.astype(np.float32), np.nan)
-        with np.errstate(over="ignore"):
-            return pixels.astype(np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"stamps must be arrays of numbers: {error}") from error
-
-
-def _of_nddata(stamps: NDData) -> _Leaf:
-    """Pixels of an NDData, NaN where it is masked, and its uncertainty."""
-    pixels = stamps.data
-    if np.asarray(pixels).dtype.kind not in "biuf":
-        raise InputError(f"stamps are {np.asarray(pixels).dtype} in a {type(stamps).__name__}")
-    if stamps.mask is not None:
-        try:
-            is_bad = np.broadcast_to(np.asarray(stamps.mask, bool), pixels.shape)
-        except ValueError as error:
-            raise InputError(
-                f"the mask of a {type(stamps).__name__} has shape {np.shape(stamps.mask)}, its "
-                f"pixels {pixels.shape}"
-            ) from error
-        pixels = np.where(is_bad, np.float32(np.nan), _filled(pixels))
-    noise = None
-    if stamps.uncertainty is not None:
-        noise = _std(stamps.uncertainty, stamps.unit)
-        if noise.shape != pixels.shape:
-            raise InputError(
-                f"the uncertainty of a {type(stamps).__name__} has shape {noise.shape}, its pixels "
-                f"{pixels.shape}"
-            )
-    return _Leaf(pixels, noise, stamps.unit)
-
-
-def _std(uncertainty: NDUncertainty, unit: units.UnitBase | None) -> np.ndarray:
-    """Standard deviations in the unit of the pixels."""
-    try:
-        with np.errstate(divide="ignore", invalid="ignore"):  # an inverse variance of 0: masked
-            std = uncertainty.represent_as(StdDevUncertainty)
-    except (TypeError, AttributeError) as error:
-        raise InputError(
-            f"an uncertainty of the kind {uncertainty.uncertainty_type} is not a standard "
-            "deviation: give a StdDevUncertainty, VarianceUncertainty or InverseVariance"
-        ) from error
-    values = np.asarray(std.array)
-    if unit is None or std.unit is None or std.unit == unit:
-        return values
-    try:
-        return values * std.unit.to(unit)
-    except units.UnitConversionError as error:
-        raise InputError(f"the pixels are in {unit}, their uncertainty is not: {error}") from error
+    return [fit_to_size(filled(part), size) for part in parts]
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -203,7 +153,11 @@ def _from_files(names: list[str], band_names: Sequence[str] | None) -> Iterator[
     reader = FitsReader()
     for name in names:
         root = open_root(name)
-        for item in reader.read(reader.find(root), root):
+        try:
+            sources = reader.find(root)
+        except InputError as error:  # there is no data.root here
+            raise InputError(str(error).removeprefix("data.root=")) from error
+        for item in reader.read(sources, root):
             if isinstance(item, Reject):
                 raise InputError(f"{name}: {item.reason}: {item.detail}")
             pixels = item.pixels[None] if isinstance(item, Stamp) else item.pixels

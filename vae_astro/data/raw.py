@@ -13,7 +13,7 @@ from vae_astro.data.stamp import LARGEST_STAMP, SMALLEST_STAMP, fit_to_size
 from vae_astro.errors import InputError
 from vae_astro.settings import check_int
 
-__all__ = ["RawStamps", "as_stamps", "in_batches"]
+__all__ = ["RawStamps", "as_stamps", "filled", "in_batches"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def as_stamps(raw: np.ndarray, band_names: Sequence[str] | None) -> np.ndarray:
     InputError
         No array of numbers, another number of bands or of axes, or stamps that are too small.
     """
+    if isinstance(raw, np.ma.MaskedArray):
+        raw = filled(raw)
     try:
-        if isinstance(raw, np.ma.MaskedArray):
-            raw = np.ma.filled(raw.astype(np.float32), np.nan)
         raw = np.asarray(raw, dtype=None if isinstance(raw, np.ndarray) else np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(f"stamps must be an array of numbers: {error}") from error
@@ -81,6 +81,22 @@ def as_stamps(raw: np.ndarray, band_names: Sequence[str] | None) -> np.ndarray:
             f"{_wanted(n_bands, band_names)}"
         )
     return raw
+
+
+def filled(pixels: np.ndarray) -> np.ndarray:
+    """``pixels`` in float32, NaN where a masked array masks them.
+
+    Raises
+    ------
+    InputError
+        They are no numbers.
+    """
+    try:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is masked
+            values = pixels.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"stamps must be an array of numbers: {error}") from error
+    return np.ma.filled(values, np.nan) if isinstance(values, np.ma.MaskedArray) else values
 
 
 def in_batches(
