@@ -23,7 +23,7 @@ STOREYS = [
     {"collapse", "evaluate", "checkpoint", "acceleration", "faults"},
     {"report", "catalogue", "processes"},
     {"training"},
-    {"run", "embed", "class_passes", "api", "sample"},
+    {"run", "embed", "class_passes", "api", "sample", "hyrax"},
     {"classify", "outliers"},
 ]
 """Rooms from the ground up. A room sees itself and the storeys below, not its neighbours."""

@@ -112,7 +112,7 @@ class ArrayCalls(GuardedSteps):
             bounds: list[Tensor] = []
             first = 0
             for each in self._normalized(raw, batch_size):
-                index = torch.arange(first, first + len(each.image), device=self.device)
+                index = torch.arange(first, first + len(each.image), device=self._place)
                 batch = {"image": each.image, "mask": each.mask, "noise": each.noise}
                 bounds.append(importance_weighted(self, {**batch, "index": index}, n_samples))
                 first += len(index)
@@ -144,7 +144,7 @@ class ArrayCalls(GuardedSteps):
         generator = torch.Generator().manual_seed(check_int("seed", seed, minimum=0))
         check_int("batch_size", batch_size, minimum=1)
         with self._in_use():
-            codes = self.prior.sample(n, generator).to(self.device)
+            codes = self.prior.sample(n, generator).to(self._place)
             return _array([self.decode(z) for z in codes.split(batch_size)])
 
     def decode(self, z: Tensor) -> Tensor:
@@ -154,6 +154,11 @@ class ArrayCalls(GuardedSteps):
     def evaluation_noise(self, index: Tensor) -> Tensor:
         """Standard normal noise (B, Z) that the stamps of ``index`` (B,) keep in evaluation."""
         return noise_of_stamps(index, self.latent_dim)
+
+    @property
+    def _place(self) -> torch.device:
+        """Of the weights: Lightning's `device` is not told where a module around this one goes."""
+        return next(self.parameters()).device
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
@@ -172,8 +177,8 @@ class ArrayCalls(GuardedSteps):
         pieces = given_stamps(raw, self.band_names, size)
         for pixels, noise in in_batches(pieces, size, batch_size):
             if noise is not None:
-                noise = noise.to(self.device)
-            yield self.normalizer(pixels.to(self.device), noise=noise)
+                noise = noise.to(self._place)
+            yield self.normalizer(pixels.to(self._place), noise=noise)
 
 
 def _array(parts: list[Tensor]) -> np.ndarray:
