@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,11 +29,28 @@ BATCH = {"data": {"image": RAW}, "object_id": [str(k) for k in range(16)]}
 
 
 def stand_in() -> dict[str, ModuleType]:
-    """What hyrax 0.13 documents of its decorator: it registers, and adds ``save`` and ``load``."""
+    """What the decorator of hyrax 0.13 does: it wraps the constructor, and saves and loads."""
 
     def hyrax_model(cls: Any) -> Any:
-        cls.save = lambda self, path: torch.save(self.state_dict(), path)
-        cls.load = lambda self, path: self.load_state_dict(torch.load(path, weights_only=True))
+        original = cls.__init__
+
+        def wrapped(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, config, *args, **kwargs)
+            assert hasattr(self, "optimizer")
+            assert hasattr(self, "criterion")
+
+        def save(self: Any, path: Path) -> None:
+            torch.save(self.state_dict(), path)
+            source = textwrap.dedent(inspect.getsource(self.prepare_inputs))
+            (path.parent / "prepare_inputs.py").write_text(source)
+
+        def load(self: Any, path: Path) -> None:
+            self.load_state_dict(torch.load(path, weights_only=True))
+            kept: dict[str, Any] = {}
+            exec((path.parent / "prepare_inputs.py").read_text(), kept)
+            self.prepare_inputs = kept["prepare_inputs"]
+
+        cls.__init__, cls.save, cls.load = wrapped, save, load
         return cls
 
     names = ("hyrax", "hyrax.models", "hyrax.models.model_registry")
@@ -103,6 +122,7 @@ def test_weights_and_the_place_in_the_schedule_come_back(hyrax_vae: Any, tmp_pat
     model.save(tmp_path / "weights.pth")
     again = made(hyrax_vae, beta={"name": "linear"})
     again.load(tmp_path / "weights.pth")
+    inputs = torch.from_numpy(again.prepare_inputs(BATCH))
     assert torch.equal(again.infer_batch(inputs), model.infer_batch(inputs))
     assert again.n_steps == 1
     assert again.vae.penalty(1).beta == pytest.approx(1 / 300)

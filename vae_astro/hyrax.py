@@ -70,7 +70,7 @@ class HyraxVAE(nn.Module):
             )
         settings = _plain(config["vae_astro"])
         self.total_steps = check_int("vae_astro.total_steps", settings["total_steps"], minimum=1)
-        self._take(VAE(shape[1:], **{group: settings.get(group) for group in GROUPS}))
+        self._take(_new_vae(shape[1:], settings))
         self.criterion = None  # the loss is the ELBO
 
     def _take(self, vae: VAE) -> None:
@@ -81,9 +81,10 @@ class HyraxVAE(nn.Module):
         self.optimizer = vae.optim.optimizer(vae, fused=False)  # devices are still to be chosen
 
     @staticmethod
-    def prepare_inputs(data_dict: dict[str, Any]) -> np.ndarray:
+    def prepare_inputs(data_dict: "dict[str, Any]") -> "np.ndarray":  # noqa: UP037
         """Raw stamps (B, C, H, W), float32, of what hyrax has put together."""
-        import numpy as np  # hyrax keeps the source of this function alone beside the weights
+        # hyrax keeps the source of this function alone beside the weights, and runs it from there
+        import numpy as np
 
         image = np.asarray(data_dict["data"]["image"], dtype=np.float32)
         return image[:, None] if image.ndim == 3 else image
@@ -181,6 +182,12 @@ def _load(self: HyraxVAE, load_path: str | Path) -> None:
 
 
 HyraxVAE.load = _load  # type: ignore[attr-defined]
+
+
+def _new_vae(shape: tuple[int, ...], settings: Mapping[str, Any]) -> VAE:
+    # in a function of its own: Lightning looks for hyper-parameters in the constructors that it is
+    # called from, and one that a decorator has changed confuses it
+    return VAE(shape, **{group: settings.get(group) for group in GROUPS})
 
 
 def _plain(settings: Any) -> Any:
