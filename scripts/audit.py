@@ -23,9 +23,7 @@ from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from vae_astro import VAE
+    from torch import nn
 
 CONF = Path(__file__).parents[1] / "conf"
 register_resolvers()
@@ -51,15 +49,22 @@ def main(cfg: DictConfig) -> None:
         out = _writable(settings["out"])
         loss = None if settings["loss"] is None else _found("loss", settings["loss"])
         model: nn.Module
-        if settings["checkpoint"] is not None:
-            model, data = _trained(settings)
-            stamps = _stamps(data, settings, model.stamp_shape)
-        else:
-            model = _made(settings["target"], settings["target_args"], settings["seed"])
-            stamps = _stamps(settings["data"], settings)
+        shape: tuple[int, ...] | None = None
+        data = settings["data"]
 
+        from vae_astro.api import stamps_to_audit, trained_with
         from vae_astro.collapse.audit import audit
 
+        if settings["checkpoint"] is not None:
+            model, trained_on = trained_with(settings["checkpoint"])
+            shape = model.stamp_shape
+            if trained_on is not None and not _typed("data"):
+                data = trained_on
+            # as it was trained
+            data = {**data, "normalize": dict(model.hparams["normalize"] or {})}
+        else:
+            model = _made(settings["target"], settings["target_args"], settings["seed"])
+        stamps = stamps_to_audit(data, shape, settings["n_audited"])
         report = audit(model, stamps, loss=loss)
         print(report)
         if out is not None:
@@ -74,48 +79,6 @@ def _typed(key: str) -> bool:
     """Whether the user gave this key, or one below it."""
     given = (each.lstrip("+~").split("=")[0] for each in HydraConfig.get().overrides.task)
     return any(f"{each}.".startswith(f"{key}.") for each in given)
-
-
-def _trained(settings: dict[str, Any]) -> tuple[VAE, dict[str, Any]]:
-    """The model of a checkpoint, and the data settings of its run unless others were typed."""
-    from vae_astro import VAE
-    from vae_astro.checkpoint import find_checkpoint, load_checkpoint
-
-    path = find_checkpoint("checkpoint", settings["checkpoint"])
-    saved = load_checkpoint(path)["vae_astro"]["settings"]
-    vae = VAE.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    data = settings["data"] if _typed("data") or saved is None else saved["data"]
-    # as it was trained
-    return vae, {**data, "normalize": dict(vae.hparams["normalize"] or {})}
-
-
-def _stamps(
-    data: dict[str, Any], settings: dict[str, Any], shape: tuple[int, ...] | None = None
-) -> Tensor:
-    """The first normalised stamps (N, C, H, W) of the data group, spread over its store."""
-    import numpy as np
-
-    from vae_astro.data.datamodule import StampDataModule
-    from vae_astro.errors import InputError
-    from vae_astro.settings import check_int
-
-    n_stamps = check_int("n_audited", settings["n_audited"], minimum=2)
-    if shape is not None:
-        data = {**data, "size": shape[1]}
-    module = StampDataModule(**data, progress=False)
-    module.prepare_data()
-    module.setup()
-    rows = np.arange(len(module.store))
-    n_stamps = min(n_stamps, len(rows))
-    chosen = rows[:: max(1, len(rows) // n_stamps)][:n_stamps]
-    module.batch_size = n_stamps
-    stamps: Tensor = next(iter(module.in_order(chosen)))["image"]
-    if shape is not None and tuple(stamps.shape[1:]) != shape:
-        raise InputError(
-            f"the stamps have shape {tuple(stamps.shape[1:])}, the checkpoint takes {shape}; give "
-            "data=... with its bands"
-        )
-    return stamps
 
 
 def _found(key: str, name: object) -> Any:

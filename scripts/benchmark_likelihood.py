@@ -144,7 +144,7 @@ def objective(vae, plan: Plan, image):
     """Minus the bound of a batch, to minimise: the ELBO, or that of several samples."""
     import torch
 
-    from vae_astro.evaluate.bound import log_weights
+    from vae_astro.bound import log_weights
 
     posterior = vae.network.encode(image)
     batch = batch_of(image)
@@ -191,7 +191,7 @@ def train(vae, plan: Plan, grey, validation, device) -> Iterator[tuple[int, floa
 
 def evaluate(vae, image, n_samples: int) -> float:
     """Mean bound of ``image``, in nats."""
-    from vae_astro.evaluate.bound import importance_weighted
+    from vae_astro.bound import importance_weighted
 
     total = 0.0
     for first in range(0, len(image), 500):

@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> None:
     import json
     import time
 
-    from vae_astro.collapse.forecast import forecast_run
+    from vae_astro.api import forecast
     from vae_astro.data.datamodule import StampDataModule
     from vae_astro.errors import InputError
     from vae_astro.model.focus import build_likelihood
@@ -43,26 +43,24 @@ def main(cfg: DictConfig) -> None:
         )
         n_stamps = check_int("n_stamps", settings["n_stamps"], minimum=2)
         steps = check_int("steps", settings["steps"], minimum=1)
-        schedule = build("beta", SCHEDULES, settings["beta"], total_steps=steps)
         datamodule = StampDataModule(
             **settings["data"], seed=settings["seed"], progress=settings["progress"]
         )
-        normalizer = datamodule.normalizer
-        build_likelihood(settings["likelihood"], n_bands=1, size=64, normalizer=normalizer)
+        # all that is asked for is checked before anything is packed
+        build("beta", SCHEDULES, settings["beta"], total_steps=steps)
+        build_likelihood(
+            settings["likelihood"], n_bands=1, size=64, normalizer=datamodule.normalizer
+        )
         datamodule.prepare_data()
         datamodule.setup()
         began = time.perf_counter()
-        n_bands, size, _ = datamodule.store.stamp_shape
-        likelihood = build_likelihood(
-            settings["likelihood"], n_bands=n_bands, size=size, normalizer=normalizer
-        )
-        likelihood.prepare(datamodule.training_sample(n_stamps))
-        foreseen = forecast_run(
-            datamodule.training_sample(n_stamps),
-            likelihood,
-            latent_dim,
-            schedule,
-            steps,
+        foreseen = forecast(
+            datamodule,
+            likelihood=settings["likelihood"],
+            beta=settings["beta"],
+            latent_dim=latent_dim,
+            n_stamps=n_stamps,
+            steps=steps,
         )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 import vae_astro
+from vae_astro.bound import importance_weighted
 from vae_astro.catalogue import (
     IDENTITY,
     OUTLIERS,
@@ -34,7 +35,6 @@ from vae_astro.data.one_pass import SPLITS
 from vae_astro.embed import Identity, data_settings, quick_batch, refuse_other_stamps
 from vae_astro.errors import InputError
 from vae_astro.evaluate.anomalies import Calibration, Signs, calibrate
-from vae_astro.evaluate.bound import importance_weighted
 from vae_astro.evaluate.residuals import residual_maps, residual_scores
 from vae_astro.hardware import look, take
 from vae_astro.progress import progress_of

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from os import PathLike
 from typing import Any, Self
 
-import numpy as np
 import torch
 from lightning import Callback
 from torch import Tensor
 
 import vae_astro
 from vae_astro import prior_epochs
+from vae_astro.array_calls import ArrayCalls
 from vae_astro.checkpoint_file import CHECKPOINT_FORMAT, read_by_the_door, rebuilt
 from vae_astro.data.batches import Batch
-from vae_astro.data.normalize import NormalizedStamps, Normalizer
-from vae_astro.data.raw import as_stamps, in_batches
+from vae_astro.data.normalize import Normalizer
 from vae_astro.data.stamp import SMALLEST_STAMP
 from vae_astro.errors import InputError
-from vae_astro.guarded_steps import GuardedSteps
 from vae_astro.late import LateValues
 from vae_astro.model.focus import build_likelihood
 from vae_astro.model.networks import NETWORKS
@@ -34,7 +32,6 @@ from vae_astro.objective.beta import SCHEDULES, RatePenalty, Schedule
 from vae_astro.objective.elbo import Elbo
 from vae_astro.objective.geco import Geco
 from vae_astro.objective.kl import mutual_information
-from vae_astro.objective.noise import noise_of_stamps
 from vae_astro.objective.optim import Optim
 from vae_astro.parts import Parts, Trained, weights_at
 from vae_astro.ranks import gather, mean_over_ranks, n_ranks, own_rows
@@ -71,7 +68,7 @@ class StampScores:
     chi2_per_pixel: Tensor
 
 
-class VAE(GuardedSteps):
+class VAE(ArrayCalls):
     """A VAE for stamps, trained on a bound in nats per stamp.
 
     Every argument is plain Python, so that a checkpoint rebuilds the model by itself under
@@ -188,10 +185,6 @@ class VAE(GuardedSteps):
         mask = torch.ones_like(image, dtype=torch.bool) if mask is None else mask
         noise = torch.ones_like(image) if noise is None else noise
         return self.likelihood.location(self.likelihood.aligned(image, output, mask, noise))
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Expected pixels (B, C, H, W) of code ``z`` (B, Z), normalised; as the decoder has it."""
-        return self.likelihood.location(self.network.decode(z))
 
     @torch.no_grad()
     def score(self, batch: Batch, eps: Tensor) -> StampScores:
@@ -472,60 +465,3 @@ class VAE(GuardedSteps):
             kl = self.prior.divergence(posterior, eps).sum(dim=1)
         columns |= {"latent_mean": posterior.mean, "latent_std": posterior.std, "kl_nats": kl}
         return columns
-
-    # -- use ---------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def embed(self, raw: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """Posterior means of raw stamps.
-
-        Parameters
-        ----------
-        raw : ndarray, shape (N, C, H, W), or (N, H, W) with one band, or a single stamp
-            Pixels as the file holds them, any dtype and byte order; NaN and what a masked array
-            masks are left out. Another size than the model's is centre-cropped or padded.
-        batch_size : int
-            Stamps at a time.
-
-        Returns
-        -------
-        ndarray, shape (N, Z), float32
-
-        Raises
-        ------
-        InputError
-            Another number of bands or of axes.
-        """
-        means = [
-            self.network.encode(stamps.image).mean for stamps in self._batches(raw, batch_size)
-        ]
-        return torch.cat(means).cpu().numpy()
-
-    @torch.inference_mode()
-    def reconstruct(self, raw: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """What the model makes of raw stamps, shape (N, C, H, W), in their own units.
-
-        Parameters and errors are those of `embed`.
-        """
-        made = [
-            self.normalizer.invert(self(stamps.image, stamps.mask, stamps.noise), stamps.scale)
-            for stamps in self._batches(raw, batch_size)
-        ]
-        return torch.cat(made).cpu().numpy()
-
-    @torch.inference_mode()
-    def sample(self, n: int, seed: int = 0) -> np.ndarray:
-        """Expected pixels of ``n`` codes from the prior, shape (n, C, H, W), normalised."""
-        self.eval()
-        z = self.prior.sample(n, torch.Generator().manual_seed(seed))
-        return self.decode(z.to(self.device)).cpu().numpy()
-
-    def evaluation_noise(self, index: Tensor) -> Tensor:
-        """Standard normal noise (B, Z) that the stamps of ``index`` (B,) keep in evaluation."""
-        return noise_of_stamps(index, self.latent_dim)
-
-    def _batches(self, raw: np.ndarray, batch_size: int) -> Iterator[NormalizedStamps]:
-        stamps = as_stamps(raw, self.band_names)
-        self.eval()
-        for pixels in in_batches(stamps, self.stamp_shape[1], batch_size):
-            yield self.normalizer(pixels.to(self.device))

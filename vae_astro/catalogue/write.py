@@ -65,8 +65,15 @@ def write_catalogue(
     return spool.n_rows
 
 
-def free_path(out: object, overwrite: object) -> Path:
-    """Where a catalogue may go; nothing that is there is lost unless that is wanted.
+def free_path(out: object, overwrite: object, suffixes: tuple[str, ...] = SUFFIXES) -> Path:
+    """Where a file may go; nothing that is there is lost unless that is wanted.
+
+    Parameters
+    ----------
+    out, overwrite : object
+        The keys of these names, as they were given.
+    suffixes : tuple of str
+        Of the formats there are.
 
     Raises
     ------
@@ -75,8 +82,8 @@ def free_path(out: object, overwrite: object) -> Path:
     """
     path = Path(check_text("out", out)).expanduser()
     replace = check_bool("overwrite", overwrite)
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"out={path} must be a name that ends in {' or '.join(SUFFIXES)}")
+    if path.suffix not in suffixes:
+        raise InputError(f"out={path} must be a name that ends in {' or '.join(suffixes)}")
     if path.is_dir() or not path.parent.is_dir():
         found = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
         raise InputError(f"out={path} {found}; give a file in a folder that exists")

@@ -181,6 +181,9 @@ class Forecast:
             f"forecast: {self._of_schedule}largest final beta that keeps so many units: {kept}",
         )
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
     @property
     def _of_schedule(self) -> str:
         if self.lowest.beta >= self.end.beta or self.end.verdict == "none":

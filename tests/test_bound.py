@@ -8,8 +8,8 @@ import torch
 from scipy.stats import multivariate_normal
 
 from vae_astro import VAE
+from vae_astro.bound import importance_weighted
 from vae_astro.errors import InputError
-from vae_astro.evaluate.bound import importance_weighted
 
 SIZE, Z, SIGMA = 16, 3, 0.7
 

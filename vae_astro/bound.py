@@ -10,17 +10,20 @@ comes to :math:`\ln p(x)`.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from vae_astro.data.batches import Batch
+from vae_astro.model.likelihoods import Likelihood
+from vae_astro.model.networks import Network
 from vae_astro.model.posterior import DiagonalGaussian
+from vae_astro.model.priors import Prior
 from vae_astro.objective.noise import noise_of_stamps
 from vae_astro.settings import check_int
-from vae_astro.vae import VAE
 
-__all__ = ["importance_weighted", "log_posterior_density", "log_weights"]
+__all__ = ["Generative", "importance_weighted", "log_posterior_density", "log_weights"]
 
 PIXELS_AT_A_TIME = {"cpu": 1 << 20, "other": 1 << 24}
 """Pixels that are decoded together: what bounds the memory, whatever K and the batch are."""
@@ -28,9 +31,17 @@ MOST_SAMPLES = 10_000_000
 LOG_2PI = math.log(2 * math.pi)
 
 
+class Generative(Protocol):
+    """What a bound needs of a model: a `VAE`, or its `Parts`."""
+
+    network: Network
+    likelihood: Likelihood
+    prior: Prior
+
+
 @torch.no_grad()
 def importance_weighted(
-    vae: VAE,
+    vae: Generative,
     batch: Batch,
     n_samples: int,
     generator: torch.Generator | None = None,
@@ -40,8 +51,8 @@ def importance_weighted(
 
     Parameters
     ----------
-    vae : VAE
-        In evaluation mode; on the device of ``batch``.
+    vae : Generative
+        A `VAE` or its `Parts`, in evaluation mode; on the device of ``batch``.
     batch : dict of str to Tensor
         ``image``, ``mask`` and ``noise`` (B, C, H, W), and ``index`` (B,) without a generator.
     n_samples : int
@@ -92,7 +103,7 @@ def log_posterior_density(posterior: DiagonalGaussian, eps: Tensor) -> Tensor:
 
 
 def _of_few(
-    vae: VAE,
+    vae: Generative,
     batch: Batch,
     posterior: DiagonalGaussian,
     n_samples: int,
@@ -107,14 +118,16 @@ def _of_few(
         if generator is not None:
             eps = torch.randn(n, *mean.shape, generator=generator, device=mean.device)
         else:
-            numbers = noise_of_stamps(batch["index"], n * vae.latent_dim, first * vae.latent_dim)
-            eps = numbers.view(len(mean), n, vae.latent_dim).transpose(0, 1)
+            numbers = noise_of_stamps(
+                batch["index"], n * vae.network.latent_dim, first * vae.network.latent_dim
+            )
+            eps = numbers.view(len(mean), n, vae.network.latent_dim).transpose(0, 1)
         weights = log_weights(vae, batch, posterior, eps)
         total = torch.logaddexp(total, weights.double().logsumexp(0))
     return total - math.log(n_samples)
 
 
-def log_weights(vae: VAE, batch: Batch, posterior: DiagonalGaussian, eps: Tensor) -> Tensor:
+def log_weights(vae: Generative, batch: Batch, posterior: DiagonalGaussian, eps: Tensor) -> Tensor:
     """``ln w`` (S, B) of the codes ``mean + std * eps`` for ``eps`` (S, B, Z), in float64 nats.
 
     With gradients, if they are on: the mean over stamps of their ``logsumexp(0) - ln S`` is what an
