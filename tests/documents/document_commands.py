@@ -55,8 +55,10 @@ def config_name(script: Path) -> tuple[bool, str | None]:
     return False, None
 
 
-def check_composes(program: str, words: list[str]) -> None:
+def check_composes(program: str, words: list[str], conf: Path = CONF) -> None:
     """Compose what a command gives to ``train.py`` or a script, each job of a sweep.
+
+    ``conf`` is the folder of the configuration, or a copy with what a page adds to it.
 
     Raises
     ------
@@ -71,6 +73,8 @@ def check_composes(program: str, words: list[str]) -> None:
         return
     if program == "scripts/audit.py":  # it does the same, since these are the arguments of anybody
         words = [f"++{word}" if word.startswith("target_args.") else word for word in words]
+    if "with_paths_as_a_key" in script.read_text(encoding="utf-8"):  # folders without a key
+        words = [word for word in words if "=" in word or word.startswith("-")]
     if not in_conf:
         runpy.run_path(str(script), run_name="documents")  # its configuration is in the store then
     register_resolvers()
@@ -78,9 +82,14 @@ def check_composes(program: str, words: list[str]) -> None:
     plain = [override for override in overrides if override.get_key_element() != "hydra/launcher"]
     plain = [override for override in plain if not override.key_or_group.startswith("hydra.")]
     jobs = BasicSweeper.split_arguments(plain, max_batch_size=None)[0]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf), version_base="1.3"):
         for job in jobs[:8]:
             OmegaConf.to_container(compose(name, list(job)), resolve=True)
+        if "-m" in words:  # what the experiment itself sweeps over
+            whole = compose(name, list(jobs[0]), return_hydra_config=True)
+            for key, values in (whole.hydra.sweeper.params or {}).items():
+                for value in str(values).split(","):
+                    compose(name, [*jobs[0], f"{key}={value}"])
 
 
 def _overrides(words: list[str]) -> list[str]:
@@ -122,7 +131,9 @@ def smaller(program: str, words: list[str]) -> list[str]:
     keys = top_keys(name)
     more: list[str] = ["overwrite=true"] if "overwrite" in keys else []
     resumed = value_of(words, "resume") is not None
-    simulates = value_of(words, "data") in (None, "simulated") and value_of(words, "data.root") is None
+    simulates = (
+        value_of(words, "data") in (None, "simulated") and value_of(words, "data.root") is None
+    )
     if program == "train.py":
         more += ["callbacks.progress=false", f"trainer.max_epochs={9 if resumed else 6}"]
         more += [] if resumed else ["collapse.forecast_stamps=100", "data.batch_size=16"]

@@ -134,9 +134,9 @@ def _mosaic(folder: Path) -> None:
     for _ in range(N_STAMPS):
         column, row = rng.integers(40, 660, 2)
         width = rng.uniform(1.5, 4)
-        field[row - 15 : row + 16, column - 15 : column + 16] += rng.uniform(
-            50, 900
-        ) * np.exp(-(x**2 + y**2) / (2 * width**2))
+        field[row - 15 : row + 16, column - 15 : column + 16] += rng.uniform(50, 900) * np.exp(
+            -(x**2 + y**2) / (2 * width**2)
+        )
         rows.append(f"{column},{row}")
     fits.writeto(folder / "field.fits", field)
     (folder / "sources.csv").write_text("\n".join(rows) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -22,7 +23,20 @@ from document_pages import (
     text_of,
 )
 
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+every_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: "-".join(page.relative_to(ROOT).with_suffix("").parts)
+)
+
+
+def conf_with_what_is_added(page: Path, folder: Path) -> Path:
+    """conf/, or a copy with the files that the page tells its reader to write there."""
+    added = [block for block in blocks(page, "yaml") if (block.file or "").startswith("conf/")]
+    if not added:
+        return ROOT / "conf"
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    for block in added:
+        (folder / str(block.file)).write_text(block.text)
+    return folder / "conf"
 
 
 @every_page
@@ -46,12 +60,13 @@ def test_every_picture_is_there_and_says_what_it_shows(page: Path) -> None:
 
 
 @every_page
-def test_every_command_composes(page: Path) -> None:
+def test_every_command_composes(page: Path, tmp_path: Path) -> None:
+    conf = conf_with_what_is_added(page, tmp_path)
     for command in commands(page):
         for program, words in command.programs():
             if not program.startswith("tests/"):
                 try:
-                    check_composes(program, words)
+                    check_composes(program, words, conf)
                 except Exception as error:
                     pytest.fail(f"{command}\n{error}")
 
@@ -118,9 +133,7 @@ def test_every_page_can_be_found_from_the_readme() -> None:
 
 def test_every_experiment_opens_with_command_time_and_expectation() -> None:
     for file in sorted((ROOT / "conf" / "experiment").glob("*.yaml")):
-        opening = "\n".join(
-            line for line in text_of(file).splitlines() if line.startswith("#")
-        )
+        opening = "\n".join(line for line in text_of(file).splitlines() if line.startswith("#"))
         assert f"experiment={file.stem}" in opening, f"{file.name}: no command"
         assert re.search(r"second|minute|hour", opening), f"{file.name}: no time"
         assert "Expected" in opening, f"{file.name}: no expected result"

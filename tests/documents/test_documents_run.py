@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from document_commands import made_small, why_not_run
-from document_pages import PAGES, Block, Command, blocks, code_spans, commands
+from document_pages import PAGES, ROOT, Block, Command, blocks, code_spans, commands
 from document_stage import build, environment
 
 pytestmark = pytest.mark.documents
@@ -64,6 +64,10 @@ def is_new(step: Block | Command, page: Path, seen: set[str]) -> bool:
     return new
 
 
+def name_of(page: Path) -> str:
+    return "-".join(page.relative_to(ROOT).with_suffix("").parts)
+
+
 def steps_of(page: Path) -> list[Block | Command]:
     """Commands to run, files to write, changes to make and Python to run, in the page's order."""
     steps: list[Block | Command] = [
@@ -75,7 +79,7 @@ def steps_of(page: Path) -> list[Block | Command]:
 
 def follow(page: Path, steps: list[Block | Command], stage: Path) -> list[str]:
     """Do what a page says in a copy of the stage; what went wrong, in words."""
-    here = stage.parent / page.stem
+    here = stage.parent / name_of(page)
     shutil.copytree(stage, here, symlinks=True)
     wrong, earlier = [], list[Block]()
     for step in steps:
@@ -200,9 +204,7 @@ def free_names(text: str) -> set[str]:
     return used - defined_names(text) - set(dir(builtins))
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if steps_of(page)], ids=lambda page: page.stem
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if steps_of(page)], ids=name_of)
 @pytest.mark.skipif(os.name != "posix", reason="the documents are for a shell")
 def test_a_reader_who_follows_the_page_gets_there(
     page: Path, followed: dict[Path, Future[list[str]]]
