@@ -11,7 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
-FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$", re.S | re.M)  # fmt: skip
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$", re.S | re.M
+)
+LINK = re.compile(r"(?<!!)\[(?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*\]\(([^)\s]+)[^)]*\)")
 FILE_LINE = re.compile(r"^# (?P<path>[\w./-]+/[\w.-]+\.\w+|[\w-]+\.py)(?P<rest>:.*)?$")
 COMMAND = re.compile(r"^(python|torchrun|tensorboard|pip|stilts|topcat)\s")
 
@@ -124,7 +127,7 @@ class Command:
         """Each ``X.py`` that it starts, with what it is given."""
         found = []
         for part in re.split(r"&&|\|\||[|;]\s|\n", _without_redirection(self.text)):
-            words = [word for word in shlex.split(part)]
+            words = shlex.split(part)
             scripts = [k for k, word in enumerate(words) if re.search(r"(^|/)[\w-]+\.py$", word)]
             if scripts and any("python" in word or word == "torchrun" for word in words):
                 found.append((words[scripts[0]], words[scripts[0] + 1 :]))
@@ -184,7 +187,7 @@ def pictures(page: Path) -> list[tuple[str, str]]:
 
 def links(page: Path) -> list[str]:
     """Targets of the links, pictures left out."""
-    return re.findall(r"(?<!!)\[(?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*\]\(([^)\s]+)[^)]*\)", without_code(page))  # fmt: skip
+    return LINK.findall(without_code(page))
 
 
 @cache

@@ -94,7 +94,7 @@ def test_python_compiles_and_shell_parses(page: Path) -> None:
 
 @every_page
 def test_every_setting_that_a_page_names_exists(page: Path) -> None:
-    """Spans like ``data.size=21`` anywhere, and like ``data.size`` in the first column of tables."""
+    """Spans like ``data.size=21`` anywhere; like ``data.size`` in the first column of tables."""
     known, all_groups = known_keys(), groups()
     for span in code_spans(page):
         for word in span.text.split():

@@ -30,7 +30,7 @@ SUPPLIED = {
     "Path": "from pathlib import Path",
     "stamps": "import glob; import numpy as _np; from astropy.io import fits as _fits; "
     "stamps = _np.stack([_fits.getdata(f) for f in sorted(glob.glob('FOLDER/*/*.fits'))])"
-    ".astype('f4')[:, None]",
+    ".astype('f4')[:, None]; stamps = _np.nan_to_num(stamps, nan=_np.nanmedian(stamps))",
     "model": "from package.module import Class as _Class; model = _Class()",
     "tables": "import pyarrow.parquet as _pq; tables = [_pq.read_table('latents.parquet')]",
 }
