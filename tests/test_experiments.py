@@ -81,7 +81,7 @@ def test_faint_sources_are_explained_down_to_the_noise_they_came_with(tmp_path: 
     faint.mkdir()
     for file in sorted(sky.glob("*/*.fits")):
         pixels, header = fits.getdata(file, header=True)
-        if header["SNR"] >= 50 or not np.isfinite(pixels).all():
+        if not 0 < header.get("SNR", 0) < 50 or not np.isfinite(pixels).all():
             continue
         border = np.concatenate([pixels[:4].ravel(), pixels[-4:].ravel()])
         level = np.median(border)
@@ -120,7 +120,7 @@ def test_latent_sweep_has_a_run_for_each_number_of_units(tmp_path: Path) -> None
 def test_classes_of_one_network(tmp_path: Path) -> None:
     train(tmp_path, "experiment=classes", *SIMULATED, "trainer.max_epochs=5", "run_dir=runs/one")
     found = classify(tmp_path, "checkpoint=runs/one", "n_classes=4")
-    assert len(found["classes"]) >= 1
+    assert 1 <= found["found"]["n_classes"] <= 4
 
 
 def test_classes_of_three_networks_are_compared_between_them(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_classes_of_three_networks_are_compared_between_them(tmp_path: Path) -> 
     assert sorted(runs) == [f"runs/consensus/{k}" for k in range(3)]
     checkpoints = ",".join(sorted(runs))
     found = classify(tmp_path, f"checkpoint=[{checkpoints}]", "n_classes=4", "n_seeds=2")
-    assert "between_networks" in json.dumps(found)
+    assert -1 <= found["found"]["ari_between_networks"] <= 1
 
 
 def test_ztf_alerts_train_in_three_bands(tmp_path: Path, real_data: Path) -> None:

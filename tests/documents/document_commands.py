@@ -33,6 +33,7 @@ NOT_RUN = {
     r"--nnodes 2": "needs two machines",
     r"real_data=": "needs the real alerts and digits, which are not in the repository",
     r"benchmark_rescue\.py": "half an hour, with no smaller size",
+    r"benchmark_(train|classes)\.py": "minutes at their smallest; tests/scripts runs them so",
     r"question\.py": "two minutes at its smallest; tests/test_question.py runs its parts",
     r"^(stilts|topcat) ": "programs of others",
 }
@@ -120,7 +121,7 @@ def made_small(command: Command) -> str:
         given = re.search(rf"{re.escape(program)}[^&|>;]*", text)
         if more and given:
             text = text.replace(given[0], f"{given[0].rstrip()} {more} ", 1).rstrip()
-    return filled(text)
+    return filled(re.sub(r"--nproc-per-node \d+", "--nproc-per-node 2", text))
 
 
 def smaller(program: str, words: list[str]) -> list[str]:
@@ -131,11 +132,13 @@ def smaller(program: str, words: list[str]) -> list[str]:
     keys = top_keys(name)
     more: list[str] = ["overwrite=true"] if "overwrite" in keys else []
     resumed = value_of(words, "resume") is not None
-    simulates = (
-        value_of(words, "data") in (None, "simulated") and value_of(words, "data.root") is None
-    )
-    if program == "train.py":
-        more += ["callbacks.progress=false", f"trainer.max_epochs={9 if resumed else 6}"]
+    chosen = value_of(words, "data") or default_data(name)
+    simulates = chosen == "simulated" and value_of(words, "data.root") is None
+    if program == "scripts/simulate.py":
+        more += ["data.n_stamps=400"]
+    elif program == "train.py":
+        n_epochs = 9 if resumed else 2 if "-m" in words else 6
+        more += ["callbacks.progress=false", f"trainer.max_epochs={n_epochs}"]
         more += [] if resumed else ["collapse.forecast_stamps=100", "data.batch_size=16"]
         if value_of(words, "trainer") == "ddp":
             more += ["trainer.devices=2", "trainer.accelerator=cpu"]
@@ -144,11 +147,22 @@ def smaller(program: str, words: list[str]) -> list[str]:
     elif "size" in keys:
         more += ["size=small"]
         more += ["peers=null"] if "peers" in keys else []
-    elif "checkpoint" not in keys and simulates and "data" in keys:
+    elif "checkpoint" not in keys and simulates:
         more += ["data.n_stamps=120"]
     elif value_of(words, "trainer") == "ddp":
         more += ["trainer.devices=2", "trainer.accelerator=cpu"]
     return more
+
+
+@cache
+def default_data(name: str) -> str | None:
+    """The choice of the group ``data`` that a configuration has by itself."""
+    for entry in yaml.safe_load((CONF / f"{name}.yaml").read_text()).get("defaults", []):
+        if isinstance(entry, dict) and "data" in entry:
+            return str(entry["data"])
+        if isinstance(entry, str) and entry != "_self_" and default_data(entry):
+            return default_data(entry)
+    return None
 
 
 def _reads_files(words: list[str]) -> bool:
