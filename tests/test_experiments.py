@@ -89,10 +89,13 @@ def test_faint_sources_are_explained_down_to_the_noise_they_came_with(tmp_path: 
         noise = np.sqrt(sky_std**2 + np.clip(pixels - level, 0, None) / 6.2)
         hdus = [fits.PrimaryHDU(), fits.ImageHDU(pixels.astype("f4"), name="SCI")]
         hdus += [fits.ImageHDU(noise.astype("f4"), name="ERR")]
-        hdus += [fits.ImageHDU(np.zeros(pixels.shape, np.uint8), name="DQ")]
+        too_bright = (pixels - level > 50 * sky_std).astype(np.uint8)
+        hdus += [fits.ImageHDU(too_bright, name="DQ")]
         fits.HDUList(hdus).writeto(faint / file.name)
     assert len(list(faint.iterdir())) > 60
-    metrics = only(train(tmp_path, "experiment=faint", f"data.root={faint}"))
+    metrics = only(
+        train(tmp_path, "experiment=faint", f"data.root={faint}", "trainer.max_epochs=20")
+    )
     assert metrics["val"]["chi2_per_pixel"] == pytest.approx(1, abs=0.25)
 
 
