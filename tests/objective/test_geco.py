@@ -39,6 +39,12 @@ def test_chi2_of_a_stamp_without_a_good_pixel_is_zero():
     assert chi2_per_pixel(residual, torch.zeros(1, 1, 3, 3, dtype=torch.bool)).item() == 0
 
 
+def test_chi2_of_a_single_good_pixel_is_its_square():
+    mask = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
+    mask[0, 0, 1, 2] = True
+    assert chi2_per_pixel(torch.full((1, 1, 3, 3), 3.0), mask).item() == 9
+
+
 def test_beta_falls_where_stamps_are_badly_explained_and_rises_where_noise_is_fitted():
     assert shown(1.05).beta == pytest.approx(math.exp(-0.01 * 0.5), rel=1e-5)
     assert shown(0.98).beta == pytest.approx(math.exp(0.01 * 0.2), rel=1e-5)

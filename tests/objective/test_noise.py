@@ -12,6 +12,7 @@ from scipy.stats import kstest
 
 from vae_astro.objective.noise import (
     SEED,
+    _signed,
     _splitmix64,
     _splitmix64_of_signed,
     noise_of_stamps,
@@ -79,3 +80,11 @@ def test_later_draws_of_a_stamp_go_on_in_its_row_of_numbers():
     together = noise_of_stamps(index, 6)
     assert torch.equal(noise_of_stamps(index, 2, first=4), together[:, 4:])
     assert together.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("constant", "signed"),
+    [(0, 0), (5, 5), (2**63 - 1, 2**63 - 1), (2**63, -(2**63)), (2**64 - 1, -1)],
+)
+def test_a_constant_keeps_its_bits_as_a_signed_number(constant, signed):
+    assert _signed(constant) == signed
