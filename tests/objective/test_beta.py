@@ -216,9 +216,10 @@ def test_capacity_reaches_twenty_five_nats_after_four_fifths_of_the_run():
     assert plain(79).capacity_nats < 25.0
 
 
-def test_cyclical_of_a_run_without_steps_ends_at_once():
-    made = schedule("cyclical", total_steps=0, start=0.1, end=0.7)
-    assert (made(0).beta, made(1).beta) == (0.1, 0.7)
+def test_cyclical_of_a_run_of_one_step_or_none_ends_after_it():
+    for total_steps in (0, 1):
+        made = schedule("cyclical", total_steps=total_steps, start=0.1, end=0.7)
+        assert (made(0).beta, made(1).beta) == (0.1, 0.7)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -274,6 +275,8 @@ def test_beta_may_fall(name):
         ("sigmoid", {"steepness": 0}, "beta.steepness must be greater than 0, got 0"),
         ("sigmoid", {"steepness": math.nan}, "beta.steepness must be a finite number, got nan"),
         ("cyclical", {"start": -1}, "beta.start must be at least 0, got -1"),
+        ("cyclical", {"end": -1}, "beta.end must be at least 0, got -1"),
+        ("cosine", {"end": -0.5}, "beta.end must be at least 0, got -0.5"),
         ("cyclical", {"end": math.nan}, "beta.end must be a finite number, got nan"),
         ("cyclical", {"n_cycles": 0}, "beta.n_cycles must be at least 1, got 0"),
         ("cyclical", {"n_cycles": True}, "beta.n_cycles must be a whole number, got True"),

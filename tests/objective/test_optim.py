@@ -137,3 +137,7 @@ def test_setting_out_of_range_is_refused_by_its_key(keys, message):
     with pytest.raises(InputError) as refused:
         Optim(**keys)
     assert str(refused.value) == message
+
+
+def test_a_run_of_one_step_ends_at_its_lowest():
+    assert Optim(warmup_steps=0).factor(1, 1) == pytest.approx(0.01)
