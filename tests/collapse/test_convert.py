@@ -337,6 +337,80 @@ def test_every_likelihood_of_the_project_converts(name):
     assert found.weight_for(2 * found.beta_s2) == pytest.approx(2 * found.weight)
 
 
+# What is told
+
+
+def test_equivalents_are_told_for_every_density():
+    laplace = convert_loss(loss="l1", reduction="pixel_sum", scale=0.5, weight=3.0)
+    # beta_s2 = 3 * 0.5; |error| + 3 KL is a Laplace density of scale 3, or beta 6 at scale 0.5
+    assert laplace.equivalent == (
+        "a Laplace density of scale 3 at beta = 1, or beta = 6 at scale = 0.5; near its optimum "
+        "like a Gaussian with sigma = 1.225"
+    )
+    student = convert_likelihood({"name": "student_t"}, n_good_pixels=9, decoder_variance=4.0)
+    assert student.equivalent == (
+        "Student's t at beta = 1; near its optimum like a Gaussian with sigma = 2"
+    )
+    bernoulli = convert_loss(loss="bce", reduction="pixel_sum", mean_pixel=0.5, weight=4.0)
+    assert bernoulli.equivalent == (
+        "a Bernoulli density at beta = 4; near its optimum like a Gaussian with sigma = 4 in logits"
+    )
+
+
+def test_outlooks_are_told_with_what_is_certain_and_what_expected():
+    def gaussian(eigenvalue):
+        return convert_loss(loss="half_sse", weight=2.0, eigenvalue=eigenvalue).outlook
+
+    assert gaussian(None) == (
+        "certain if the largest eigenvalue of the pixels' covariance does not exceed 2"
+    )
+    assert gaussian(1.0) == (
+        "certain: the largest eigenvalue 1 does not exceed 2; nothing survives from weight = 1"
+    )
+    assert gaussian(5.0) == (
+        "not certain: the largest eigenvalue 5 exceeds 2; nothing survives from weight = 5"
+    )
+    laplace = convert_loss(loss="l1", reduction="pixel_sum", scale=1.0, eigenvalue=4.0)
+    assert laplace.outlook == (
+        "not expected: the largest eigenvalue 4 exceeds 1; nothing survives from weight = 4"
+    )
+
+
+def test_an_eigenvalue_at_the_threshold_is_lost_and_zero_too():
+    assert convert_loss(loss="half_sse", weight=2.0, eigenvalue=2.0).collapses is True
+    assert convert_loss(loss="half_sse", weight=2.0, eigenvalue=0).collapses is True
+
+
+def test_beta_counts_in_the_variance_of_the_density():
+    laplace = convert_loss(loss="l1", reduction="pixel_sum", scale=0.5, weight=3.0)
+    assert (laplace.s2, laplace.beta_s2, laplace.threshold) == (0.25, 1.5, 1.5)
+    assert (laplace.slope, laplace.density, laplace.is_exact) == (1.0, "laplace", False)
+    bernoulli = convert_loss(loss="bce", reduction="pixel_sum", mean_pixel=0.5)
+    assert (bernoulli.s2, bernoulli.slope, bernoulli.density) == (4.0, 0.25, "bernoulli")
+    gaussian = convert_loss(loss="gaussian", sigma=0.5)
+    assert (gaussian.s2, gaussian.slope, gaussian.density) == (0.25, 1.0, "gaussian")
+    assert (gaussian.beta, gaussian.is_exact, gaussian.eigenvalue) == (1.0, True, None)
+
+
+@pytest.mark.parametrize("weight", [1e-150, 1e150, 1e200])
+def test_the_ends_of_float64_are_refused_with_the_number(weight):
+    with pytest.raises(InputError) as refused:
+        convert_loss(loss="half_sse", weight=weight)
+    assert str(refused.value) == (
+        f"beta * s2 comes out as {weight:g}, which no loss can mean; check weight, sigma and the "
+        "other numbers"
+    )
+
+
+@pytest.mark.parametrize("name", ["gaussian", "pixel_mean_mse", "sigma", "bernoulli", "student_t"])
+def test_an_eigenvalue_goes_with_every_likelihood(name):
+    found = convert_likelihood(
+        {"name": name}, n_good_pixels=50, decoder_variance=2.0, eigenvalue=3.0
+    )
+    assert found.eigenvalue == 3.0
+    assert found.collapses == (found.threshold >= 3.0)
+
+
 # Bad input
 
 
@@ -394,6 +468,83 @@ def test_what_is_no_loss_is_refused_by_the_name_of_its_key(settings, message):
 def test_a_likelihood_that_cannot_be_converted_is_refused(settings, given, message):
     with pytest.raises(InputError, match=message):
         convert_likelihood(settings, n_good_pixels=100, **given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "mae"}, "loss must be one of mse, sse, half_mse, half_sse, gaussian, bce, l1, "
+         "got 'mae'"),
+        ({"loss": "sse", "sigma": -1}, "sigma must be greater than 0, got -1"),
+        ({"loss": "sse", "reduction": "pixel_mean"}, "loss=sse is a sum over pixels; with "
+         "reduction=pixel_mean, loss=mse"),
+        ({"loss": "half_sse", "reduction": "band_mean"}, "loss=half_sse is a sum over pixels; with "
+         "reduction=band_mean, loss=half_mse"),
+        ({"loss": "mse"}, "reduction=pixel_mean needs shape, such as 3x64x64"),
+        ({"loss": "bce"}, "loss=bce needs reduction: one of pixel_sum, pixel_mean, band_mean"),
+        ({"loss": "bce", "reduction": "pixel_sum"},
+         "loss=bce needs mean_pixel, the mean value of the pixels, between 0 and 1"),
+        ({"loss": "bce", "reduction": "pixel_sum", "mean_pixel": 1.5},
+         "mean_pixel must be less than 1, got 1.5"),
+        ({"loss": "bce", "reduction": "pixel_sum", "mean_pixel": -1},
+         "mean_pixel must be greater than 0, got -1"),
+        ({"loss": "gaussian"}, "loss=gaussian needs sigma, its standard deviation"),
+        ({"loss": "gaussian", "sigma": 1, "scale": 1}, "loss=gaussian has no scale; leave it away"),
+        ({"loss": "l1", "mean_pixel": 0.5}, "loss=l1 has no mean_pixel; leave it away"),
+        ({"loss": "bce", "sigma": 1.0}, "loss=bce has no sigma; leave it away"),
+        ({"loss": "l1", "reduction": "pixel_sum", "weight": 2.0},
+         "loss=l1 has no curvature, so its weight alone sets no threshold: it is a Laplace density "
+         "of scale 2 at beta = 1; give scale=, the mean absolute residual of a pixel, for the "
+         "threshold near Laplace residuals"),
+        ({"loss": "l1", "reduction": "pixel_sum", "scale": -1},
+         "scale must be greater than 0, got -1"),
+        ({"loss": "sse", "kl_reduction": "mean"},
+         "kl_reduction must be one of unit_sum, unit_mean, pixel_mean, got 'mean'"),
+        ({"loss": "sse", "kl_reduction": "unit_mean"},
+         "kl_reduction=unit_mean needs latent_dim, the number of latent units"),
+        ({"loss": "sse", "kl_reduction": "pixel_mean"},
+         "kl_reduction=pixel_mean needs shape, such as 3x64x64"),
+        ({"loss": "sse", "latent_dim": 0}, "latent_dim must be at least 1, got 0"),
+        ({"loss": "sse", "batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"loss": "sse", "batch_reduction": "mean"},
+         "batch_reduction must be one of batch_mean, batch_sum, got 'mean'"),
+        ({"loss": "sse", "kl_batch_reduction": "mean"},
+         "kl_batch_reduction must be one of batch_mean, batch_sum, got 'mean'"),
+        ({"loss": "sse", "kl_batch_reduction": "batch_sum"},
+         "a sum over the batch in one term and a mean in the other needs batch_size, the number of "
+         "stamps in a batch"),
+        ({"loss": "sse", "eigenvalue": -1}, "eigenvalue must be at least 0, got -1"),
+        ({"loss": "sse", "reconstruction_weight": 0},
+         "reconstruction_weight must be greater than 0, got 0"),
+        ({"loss": "mse", "shape": "63"}, "shape must be rows and columns such as 63x63, or bands, "
+         "rows and columns such as 3x64x64, got '63'"),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_what_was_given_and_what_is_wanted(settings, message):
+    with pytest.raises(InputError) as refused:
+        convert_loss(**settings)
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "likelihood=sigma needs decoder_variance, of a pixel given the picture"),
+        ({"decoder_variance": -1.0}, "decoder_variance must be greater than 0, got -1"),
+        ({"beta": 0}, "beta must be greater than 0, got 0"),
+        ({"n_good_pixels": 0}, "n_good_pixels must be greater than 0, got 0"),
+        ({"decoder_variance": 1.0, "eigenvalue": -1}, "eigenvalue must be at least 0, got -1"),
+    ],
+)
+def test_a_likelihood_is_refused_by_the_key_that_is_wrong(given, message):
+    with pytest.raises(InputError) as refused:
+        convert_likelihood({"name": "sigma"}, **{"n_good_pixels": 100, **given})
+    assert str(refused.value) == message
+
+
+def test_a_wanted_beta_s2_is_checked_too():
+    with pytest.raises(InputError, match=r"^wanted_beta_s2 must be greater than 0, got 0$"):
+        convert_loss(loss="sse").weight_for(0)
 
 
 def test_shapes_are_read_with_and_without_bands():

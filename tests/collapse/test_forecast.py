@@ -8,11 +8,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from sklearn.decomposition import PCA
 
-from vae_astro.collapse.forecast import forecast, outlook
+from vae_astro.collapse.forecast import forecast, forecast_run, outlook
 from vae_astro.collapse.spectrum import Spectrum
 from vae_astro.errors import InputError
+from vae_astro.model.likelihoods import FixedGaussian
 from vae_astro.objective.beta import SCHEDULES, RatePenalty, capacity, constant, cyclical, linear
 
 
@@ -207,3 +209,154 @@ def test_lines_say_what_a_person_needs() -> None:
     assert "largest eigenvalue 8" in first
     assert "threshold 100" in first
     assert "1: 7.9" in second
+
+
+# -- what is told --------------------------------------------------------------------------------
+
+
+def test_all_figures_are_told_as_plain_numbers() -> None:
+    found = forecast(spectrum_of([8.0, 2.0], s2=0.5), 2, linear(total_steps=10, end=2.0), 10)
+    told = found.as_dict()
+    lowest, bounds = told.pop("lowest"), told.pop("largest_beta_for")
+    nats = [0.5 * math.log(8), 0.5 * math.log(2)]
+    assert told.pop("kl_nats") == pytest.approx(sum(nats))
+    assert told.pop("kl_per_unit_nats") == pytest.approx(nats)
+    assert told == {
+        "verdict": "none",
+        "active_units": 2,
+        "latent_dim": 2,
+        "beta": 2.0,
+        "threshold": 1.0,
+        "largest_eigenvalue": 8.0,
+        "decoder_variance": [0.5],
+        "n_surviving": 2,
+        "eigenvalues": [8.0, 2.0],
+        "learned_scale": False,
+        "n_stamps": 1000,
+        "n_pixels": 100,
+    }
+    assert (lowest["beta"], lowest["kl_nats"], lowest["kl_per_unit_nats"]) == (0, None, [None] * 2)
+    assert bounds == {"1": found.largest_beta(1), "2": found.largest_beta(2)}
+
+
+@pytest.mark.parametrize(
+    ("end", "first"),
+    [
+        (1.0, "no collapse; KL about 2.77 nats in 5 of 5 units (largest eigenvalue 8, "
+         "threshold 1)"),
+        (3.0, "partial collapse; KL about 0.634 nats in 2 of 5 units (largest eigenvalue 8, "
+         "threshold 3)"),
+        (9.0, "full collapse, whatever the network; KL about 0 nats in 0 of 5 units (largest "
+         "eigenvalue 8, threshold 9)"),
+    ],
+)  # fmt: skip
+def test_the_first_line_tells_verdict_and_figures(end: float, first: str) -> None:
+    found = forecast(spectrum_of([8.0, 4.0, 2, 2, 2]), 5, constant(value=end), 10)
+    assert found.lines[0] == f"forecast: {first}"
+
+
+def test_the_second_line_tells_the_room_that_beta_has() -> None:
+    spectrum = spectrum_of([8.0, 4.0, 2, 2, 2])
+    room = "largest final beta that keeps so many units: " + ", ".join(
+        f"{n}: {forecast(spectrum, 5, constant(), 10).largest_beta(n):.3g}" for n in (1, 2, 3, 5)
+    )
+    falls = linear(total_steps=10, start=9.0, end=3.0)
+    for schedule in (constant(value=100.0), linear(total_steps=10, end=1.0), falls):
+        assert forecast(spectrum, 5, schedule, 10).lines[1] == f"forecast: {room}"
+    rises = forecast(spectrum, 5, linear(total_steps=10, start=0.5, end=9.0), 10)
+    assert rises.lines[1] == (
+        f"forecast: beta passes 0.5, where 5 units live, but where it ends decides; {room}"
+    )
+
+
+# -- limits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("latent_dim", "counts"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (5, [1, 2, 3, 5]),
+                               (16, [1, 2, 8, 16])]
+)  # fmt: skip
+def test_room_is_told_for_one_two_half_and_all_of_the_units(latent_dim, counts) -> None:
+    found = forecast(spectrum_of(np.geomspace(50, 5, 16)), latent_dim, constant(), 10)
+    assert list(found.largest_beta_for) == counts
+
+
+def test_a_bound_beyond_any_sense_is_not_looked_for() -> None:
+    found = forecast(spectrum_of([1e15, 1e-15]), 2, constant(), 10)
+    assert 1e12 <= found.largest_beta(1) < 1e13
+    assert found.largest_beta(2) == 0.0
+
+
+def test_a_direction_at_the_threshold_does_not_survive() -> None:
+    found = outlook(spectrum_of([9.0, 4.0]), 2, RatePenalty(4.0))
+    assert (found.n_surviving, found.active_units, found.kl_per_unit_nats[1]) == (1, 1, 0.0)
+    barely = outlook(spectrum_of([2 / 0.98, 2 / 0.995]), 2, RatePenalty(2.0))
+    assert (barely.n_surviving, barely.active_units) == (2, 1)  # the second varies by 0.005
+
+
+def test_without_a_penalty_what_the_stamps_lack_still_costs_nothing() -> None:
+    found = outlook(spectrum_of([8.0, 0.0]), 3, RatePenalty(0.0))
+    assert found.kl_per_unit_nats == (math.inf, 0.0, 0.0)
+    assert (found.threshold, found.active_units) == (0.0, 1)
+
+
+def test_a_small_beta_is_no_absent_one() -> None:
+    found = outlook(spectrum_of([8.0]), 1, RatePenalty(1e-3))
+    assert found.kl_nats == pytest.approx(0.5 * math.log(8000))
+
+
+def test_free_bits_do_not_lower_what_a_unit_has() -> None:
+    found = outlook(spectrum_of([8.0, 4.0]), 2, RatePenalty(1.0, free_bits_nats=0.1))
+    assert found.kl_per_unit_nats == pytest.approx((0.5 * math.log(8), 0.5 * math.log(4)))
+
+
+def test_a_capacity_of_nothing_leaves_the_weight_alone() -> None:
+    found = outlook(spectrum_of([8.0, 4.0]), 2, RatePenalty(2.0, capacity_nats=0.0))
+    assert found.threshold == 2.0
+    assert found.kl_nats == pytest.approx(0.5 * math.log(4) + 0.5 * math.log(2))
+
+
+def test_capacity_lowers_the_threshold_to_what_holds_it() -> None:
+    # with two directions above it, KL = ln(sqrt(8 * 4) / threshold)
+    found = outlook(spectrum_of([8.0, 4.0]), 2, RatePenalty(100.0, capacity_nats=3.0))
+    assert found.threshold == pytest.approx(math.sqrt(32) * math.exp(-3.0), rel=1e-6)
+    assert found.beta == 100.0
+
+
+def test_the_lowest_beta_is_found_wherever_it_lies() -> None:
+    # a ramp that falls below its end in the middle is no schedule of ours, but a cycle starts there
+    found = forecast(spectrum_of([8.0]), 1, cyclical(total_steps=1000, start=0.25, end=4.0), 1000)
+    assert (found.lowest.beta, found.end.beta) == (0.25, 4.0)
+    falls = forecast(spectrum_of([8.0]), 1, linear(total_steps=1000, start=4.0, end=0.5), 1000)
+    assert (falls.lowest.beta, falls.end.beta) == (0.5, 0.5)
+
+
+def test_a_run_is_forecast_from_its_batches() -> None:
+    image = 3 * torch.randn(400, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    batch = {
+        "image": image,
+        "mask": torch.ones_like(image, dtype=torch.bool),
+        "noise": torch.ones_like(image),
+        "index": torch.arange(400),
+    }
+    found = forecast_run([batch], FixedGaussian(std=2.0), 2, constant(value=1.5), 100)
+    eigenvalues = np.linalg.eigvalsh(np.cov(image.flatten(1).double().numpy().T, bias=True))[::-1]
+    assert found.end.eigenvalues == pytest.approx(tuple(eigenvalues), rel=1e-4)
+    assert found.end.threshold == pytest.approx(1.5 * 4)
+    assert found.end.kl_per_unit_nats == pytest.approx(
+        tuple(0.5 * np.log(eigenvalues[:2] / 6)), rel=1e-3
+    )
+    assert (found.latent_dim, found.spectrum.n_stamps) == (2, 400)
+
+
+def test_no_more_modes_are_measured_than_a_forecast_needs() -> None:
+    image = torch.randn(150, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    batch = {
+        "image": image,
+        "mask": torch.ones_like(image, dtype=torch.bool),
+        "noise": torch.ones_like(image),
+        "index": torch.arange(150),
+    }
+    for latent_dim, n_modes in ((2, 64), (32, 64), (40, 80)):
+        found = forecast_run([batch], FixedGaussian(), latent_dim, constant(), 10)
+        assert len(found.spectrum.eigenvalues) == n_modes

@@ -146,3 +146,98 @@ def test_only_a_state_that_two_validations_agree_on_is_one_to_come_back_to() -> 
         health.update(k, k / 5, active, kl)
         well.append(health.is_well)
     assert well == [False, True, False, True, True]
+
+
+# -- at the thresholds ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expected", "enough", "again"),
+    [(0, 1, 0), (1, 1, 1), (2, 1, 2), (3, 2, 3), (5, 3, 4), (8, 4, 5), (16, 8, 10), (32, 16, 20)],
+)
+def test_half_of_the_expected_units_are_enough_and_an_eighth_more_again(
+    expected: int, enough: int, again: int
+) -> None:
+    health = Health(expected)
+    assert (health.enough_units, health.enough_again) == (enough, again)
+
+
+@pytest.mark.parametrize(
+    ("validation", "state"),
+    [
+        ((8, 0.1), "healthy"),
+        ((8, 0.0999), "collapsed"),
+        ((7, 5.0), "starting"),  # too few, and too early to say so
+        ((0, 50.0), "collapsed"),
+    ],
+)
+def test_what_two_validations_show_at_the_thresholds(
+    validation: tuple[int, float], state: str
+) -> None:
+    # KL does not grow, and the second comes after a fair chance
+    health = Health(16)
+    health.update(10, 0.1, *validation)
+    health.update(20, 0.15, *validation)
+    assert health.state == state
+
+
+@pytest.mark.parametrize(("kl", "state"), [(0.2, "healthy"), (0.199, "collapsed")])
+def test_a_collapsed_code_has_to_carry_twice_as_much_to_be_alive(kl: float, state: str) -> None:
+    health = Health(16, state="collapsed", began_at_step=0)
+    health.update(10, 0.5, 16, kl)
+    health.update(20, 0.6, 16, kl)
+    assert health.state == state
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "state"),
+    [
+        (0.02, 0.03, "collapsed"),  # not above a factor of 1.5
+        (0.02, 0.031, "starting"),
+        (1e-5, 1e-3, "collapsed"),  # not above chance
+        (1e-5, 1.1e-3, "starting"),
+    ],
+)
+def test_a_code_that_wakes_up_grows_by_half_and_above_chance(
+    before: float, after: float, state: str
+) -> None:
+    health = Health(16)
+    health.update(10, 0.3, 0, before)
+    health.update(20, 0.4, 0, after)
+    assert health.state == state
+
+
+@pytest.mark.parametrize(("progress", "state"), [(0.1499, "starting"), (0.15, "collapsed")])
+def test_a_dead_code_has_its_fair_chance(progress: float, state: str) -> None:
+    health = Health(16)
+    health.update(1, 0.01, 0, 0.0)
+    changed = health.update(2, progress, 0, 0.0)
+    assert (health.state, changed) == (state, state == "collapsed")
+
+
+@pytest.mark.parametrize(("progress", "state"), [(0.4999, "starting"), (0.5, "collapsing")])
+def test_a_code_of_few_units_has_half_of_the_run(progress: float, state: str) -> None:
+    health = Health(16)
+    health.update(1, 0.4, *FEW)
+    health.update(2, progress, *FEW)
+    assert health.state == state
+
+
+def test_a_state_gets_worse_only_as_far_as_both_validations_say() -> None:
+    health = Health(16)
+    for k, validation in enumerate([ALIVE, ALIVE, FEW, DEAD]):
+        health.update(10 * k, k / 10, *validation)
+    assert (health.state, health.began_at_step) == ("collapsing", 20)
+    health.update(40, 0.4, *DEAD)
+    assert (health.state, health.began_at_step) == ("collapsed", 20)
+    for k, validation in enumerate([ALIVE, FEW], 5):
+        health.update(10 * k, k / 10, *validation)
+    assert (health.state, health.began_at_step) == ("collapsing", 20)
+
+
+def test_a_validation_that_a_rising_capacity_explains_leaves_no_trace() -> None:
+    health = Health(16)
+    health.update(10, 0.1, *ALIVE)
+    before = health.state_dict()
+    assert health.update(20, 0.2, *FEW, growing=True) is False
+    assert health.state_dict() == before

@@ -6,11 +6,18 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from scipy.special import digamma
+from scipy.stats import norm, rankdata
 
+from vae_astro import VAE
 from vae_astro.collapse.information import (
     MOST_COMPARED,
     Information,
+    _of_one_unit,
+    _total_correlation,
     choose_stamps,
+    information_of,
     measure_information,
 )
 
@@ -134,3 +141,105 @@ def test_chosen_stamps_are_spread_evenly_and_bounded() -> None:
     assert choose_stamps(3).tolist() == [0, 1, 2]
     chosen = choose_stamps(10 * MOST_COMPARED)
     assert chosen.tolist() == list(range(0, 10 * MOST_COMPARED, 10))
+
+
+# -- closed forms --------------------------------------------------------------------------------
+
+
+def normal_log_density(z: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    return -0.5 * ((z - mean) / std) ** 2 - np.log(std) - 0.5 * math.log(2 * math.pi)
+
+
+def test_one_unit_is_compared_with_the_mixture_of_all_posteriors() -> None:
+    rng = np.random.default_rng(5)
+    mean, std, eps = rng.normal(size=60), rng.uniform(0.2, 2.0, 60), rng.normal(size=60)
+    z = mean + std * eps
+    density = np.exp(normal_log_density(z[:, None], mean, std))  # code i under the posterior of j
+    expected = np.mean(normal_log_density(z, mean, std) - np.log(density.mean(1)))
+    arrays = [values.astype(np.float32) for values in (mean, std, eps)]
+    assert _of_one_unit(*arrays) == pytest.approx(expected, abs=1e-5)
+
+
+def test_two_units_share_what_the_correlation_of_their_scores_says() -> None:
+    rng = np.random.default_rng(6)
+    z = rng.normal(size=(400, 2)) @ np.array([[1.0, 0.8], [0.0, 0.6]])
+    scores = norm.ppf((rankdata(z, axis=0) - 0.5) / 400)
+    r = np.corrcoef(scores.T)[0, 1]
+    # the mean of -0.5 ln(1 - r^2) of independent Gaussians, with degrees 399 and 398
+    by_chance = 0.5 * (digamma(399 / 2) - digamma(398 / 2))
+    assert _total_correlation(z) == pytest.approx(-0.5 * math.log(1 - r**2) - by_chance, abs=1e-9)
+
+
+def test_one_unit_shares_nothing() -> None:
+    assert _total_correlation(np.random.default_rng(0).normal(size=(50, 1))) == 0.0
+
+
+def test_the_same_unit_twice_shares_a_finite_number_of_nats() -> None:
+    z = np.random.default_rng(0).normal(size=(400, 1))
+    by_chance = 0.5 * (digamma(399 / 2) - digamma(398 / 2))
+    # eigenvalues of the correlation matrix: 2, and 0 that counts as 1e-6
+    expected = -0.5 * math.log(2e-6) - by_chance
+    assert _total_correlation(np.hstack([z, z])) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("n_stamps", "measured"), [(15, False), (16, True)])
+def test_two_stamps_for_each_living_unit_are_the_fewest(n_stamps: int, measured: bool) -> None:
+    mean, log_var, _ = linear_code(16, 8, n_stamps=n_stamps)
+    kl = np.full(mean.shape, 1e-3)  # just living
+    found = measure_information(mean, log_var, kl, np.zeros_like(mean))
+    assert (found is not None) is measured
+    barely_dead = measure_information(mean, log_var, 0.99 * kl, np.zeros_like(mean))
+    assert barely_dead is not None
+    assert barely_dead.mutual_information_nats == 0.0
+
+
+def test_a_single_stamp_tells_nothing() -> None:
+    zero = np.zeros((1, 3))
+    assert measure_information(zero, zero, zero, zero) is None
+
+
+def test_information_lies_between_nothing_and_the_kl() -> None:
+    mean, log_var, truth = linear_code(6, 4)
+    eps = np.random.default_rng(1).normal(size=mean.shape)
+    tiny = np.full(mean.shape, truth / 16)  # a divergence that the codes exceed
+    found = measure_information(mean, log_var, tiny, eps)
+    assert found is not None
+    assert found.mutual_information_nats == pytest.approx(truth / 4)
+    assert found.aggregate_mismatch_nats == 0.0
+
+
+@pytest.mark.parametrize("n_stamps", [512, 513, 1000])
+def test_stamps_to_compare_are_bounded_in_order_and_never_out_of_range(n_stamps: int) -> None:
+    chosen = choose_stamps(n_stamps)
+    assert len(chosen) == 512
+    assert (np.diff(chosen) >= 1).all()
+    assert (chosen[0], chosen[-1]) == (0, 511 * n_stamps // 512)
+
+
+# -- of a model ----------------------------------------------------------------------------------
+
+
+def test_information_of_a_model_is_that_of_its_posteriors() -> None:
+    vae = VAE((1, 16, 16), model={"name": "linear", "latent_dim": 3})
+    image = torch.randn(40, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    mask, noise = torch.ones_like(image, dtype=torch.bool), torch.ones_like(image)
+    parts = [
+        {"image": image[part], "mask": mask[part], "noise": noise[part], "index": part}
+        for part in torch.arange(40).split(17)
+    ]
+    vae.train()
+    found = information_of(vae, parts)
+    assert not vae.training
+    with torch.no_grad():
+        posterior = vae.network.encode(image)
+    mean, log_var = posterior.mean.numpy(), posterior.log_var.detach().numpy()
+    eps = vae.evaluation_noise(torch.arange(40)).numpy()
+    expected = measure_information(mean, log_var, gaussian_kl(mean, log_var), eps)
+    assert found is not None
+    assert expected is not None
+    assert found.mutual_information_nats == pytest.approx(
+        expected.mutual_information_nats, abs=1e-4
+    )
+    assert found.aggregate_mismatch_nats == pytest.approx(
+        expected.aggregate_mismatch_nats, abs=1e-4
+    )

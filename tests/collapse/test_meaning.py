@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import beta, norm
+from sklearn.linear_model import Ridge
 
 from vae_astro.collapse import meaning
-from vae_astro.collapse.meaning import CodeMeaning, explain_code, in_words, is_nuisance
+from vae_astro.collapse.meaning import (
+    CodeMeaning,
+    UnitMeaning,
+    explain_code,
+    in_words,
+    is_nuisance,
+)
 
 N = 600
 
@@ -339,3 +347,182 @@ def test_what_does_not_fit_is_refused(changes):
     given = {"means": noise(2), "properties": draw_properties()} | changes
     with pytest.raises(ValueError, match=r"units|shape|finite"):
         explain(**given)
+
+
+# The words, in full
+
+
+def unit_of(correlation: float, follows: str | None = "size", unit: int = 3) -> UnitMeaning:
+    return UnitMeaning(unit, 1.234, follows, correlation, 0.1234)
+
+
+@pytest.mark.parametrize(
+    ("correlation", "told"),
+    [
+        (0.9, "follows the size of the source (|r| = 0.9)."),
+        (-0.7, "follows the size of the source (|r| = 0.7)."),
+        (0.699, "leans on the size of the source (|r| = 0.699)."),
+        (-0.4, "leans on the size of the source (|r| = 0.4)."),
+        (0.39, "hints at the size of the source (|r| = 0.39)."),
+    ],
+)
+def test_a_sentence_is_as_strong_as_its_correlation(correlation, told):
+    assert unit_of(correlation).sentence == f"Unit 3 (1.2 nats) {told}"
+
+
+def test_a_unit_that_follows_nothing_is_told_the_floor_of_chance():
+    assert unit_of(0.05, None).sentence == (
+        "Unit 3 (1.2 nats) follows nothing that was measured (|r| < 0.12)."
+    )
+
+
+def code_of(*units: UnitMeaning, readable=None, beyond=None) -> CodeMeaning:
+    return CodeMeaning(
+        units=units,
+        properties=("size", "flux"),
+        correlations=np.arange(2.0 * len(units)).reshape(-1, 2),
+        readable=readable or {},
+        beyond_nuisances=beyond or {},
+        left_out=("peak",),
+        n_stamps=77,
+    )
+
+
+def test_three_units_and_the_three_best_properties_are_told():
+    units = [unit_of(0.9, unit=k) for k in range(4)]
+    told = code_of(
+        *units, readable={"size": 0.2, "flux": 0.91, "peak": 0.3, "seeing": 0.25, "x_offset": 0.1}
+    ).sentences
+    assert told[:3] == tuple(unit.sentence for unit in units[:3])
+    assert told[3:] == (
+        "Together the active units predict (R2) the flux of the source (0.91), the brightest pixel "
+        "of the source (0.30), the seeing (0.25).",
+    )
+    only = code_of(units[0], readable={"size": 0.2, "flux": 0.19}).sentences[1:]
+    assert only == ("Together the active units predict (R2) the size of the source (0.20).",)
+    none = code_of(units[0], readable={"flux": 0.19}).sentences[1:]
+    assert none == ("Together the active units predict none of the measured properties.",)
+    assert code_of(units[0]).sentences == (units[0].sentence,)
+
+
+def test_a_useless_code_is_told_what_to_do():
+    useless = code_of(unit_of(0.9, "sky_level"), beyond={"flux": 0.199})
+    assert useless.sentences[-1] == (
+        "Alive, and useless: beyond the sky, the bad pixels and the seeing the code says nothing "
+        "of the sources; normalise the sky away (data.normalize.stretch=asinh) or lower the final "
+        "beta."
+    )
+
+
+def test_a_code_is_useless_only_if_all_of_it_is():
+    sky, size, nothing = unit_of(0.9, "sky_level"), unit_of(0.9, "size"), unit_of(0.0, None)
+    assert code_of(sky, sky, beyond={"flux": 0.1, "size": 0.199}).is_useless
+    assert not code_of(sky, beyond={"flux": 0.1, "size": 0.2}).is_useless
+    assert not code_of(sky, size, beyond={"flux": 0.1}).is_useless
+    assert not code_of(sky, nothing, beyond={"flux": 0.1}).is_useless
+    assert not code_of(sky).is_useless  # nothing of the source was measured
+    assert not code_of(beyond={"flux": 0.1}).is_useless
+
+
+def test_the_dictionary_has_these_keys():
+    found = code_of(unit_of(0.9), readable={"size": 0.5}, beyond={"size": 0.25}).as_dict()
+    assert found == {
+        "n_stamps": 77,
+        "units": [
+            {
+                "unit": 3,
+                "kl_nats": 1.234,
+                "follows": "size",
+                "correlation": 0.9,
+                "chance_floor": 0.1234,
+                "correlations": {"size": 0.0, "flux": 1.0},
+            }
+        ],
+        "readable_r2": {"size": 0.5},
+        "r2_beyond_nuisances": {"size": 0.25},
+        "left_out": ["peak"],
+        "only_nuisances": False,
+    }
+
+
+# Closed forms
+
+
+def test_the_floor_is_that_of_fisher_and_of_the_beta_distribution():
+    # scipy's quantiles, 0.01 shared by 5 comparisons
+    z = norm.isf(0.01 / 5 / 2) * np.sqrt(1.06 / 97)
+    assert meaning._floor(100, 5, 1) == pytest.approx(np.tanh(z), rel=1e-9)
+    r2 = beta.isf(0.01 / 5, 1, 97 / 2)
+    assert meaning._floor(100, 5, 2) == pytest.approx(np.sqrt(r2), rel=1e-9)
+
+
+def test_floors_count_all_units_and_properties():
+    properties = {name: draw_properties()[name] for name in ("flux", "size", "orientation")}
+    found = explain(noise(4), properties)
+    floors = {
+        name: meaning._floor(N, 4 * 3, 2 if name == "orientation" else 1) for name in properties
+    }
+    for unit, row in zip(found.units, found.correlations, strict=True):
+        # nothing passes: the nearest to its floor is told
+        margins = [abs(r) - floors[name] for name, r in zip(properties, row, strict=True)]
+        nearest = found.properties[int(np.argmax(margins))]
+        assert unit.follows is None
+        assert unit.floor == floors[nearest]
+        assert unit.correlation == row[found.properties.index(nearest)]
+
+
+def test_what_is_predicted_is_ridge_regression_on_the_other_folds():
+    rng = np.random.default_rng(4)
+    predictors = meaning._standardised(rng.normal(size=(100, 3)))
+    target = meaning._standardised(predictors[:, :1] + rng.normal(size=(100, 1)))
+    folds = np.random.default_rng(0).permutation(100) % 5
+    error = 0.0
+    for k in range(5):
+        rest, out = folds != k, folds == k
+        ridge = Ridge(alpha=1e-3 * rest.sum(), fit_intercept=False)
+        centre = target[rest].mean()
+        ridge.fit(predictors[rest], target[rest, 0] - centre)
+        error += np.square(target[out, 0] - centre - ridge.predict(predictors[out])).sum()
+    found = meaning._predicted(predictors, target)
+    assert found == pytest.approx(1 - error / np.square(target).sum(), rel=1e-9)
+    assert 0.2 < found < 0.8
+
+
+def test_a_source_that_is_a_nuisance_by_another_name_leaves_nothing_to_tell():
+    properties = draw_properties() | {"flux": draw_properties()["sky_level"]}
+    found = explain(standard(properties["flux"])[:, None], properties)
+    assert found.readable["flux"] > 0.99
+    assert found.beyond_nuisances["flux"] == 0.0
+
+
+def test_without_nuisances_all_that_is_read_is_of_the_source():
+    properties = {name: draw_properties()[name] for name in ("flux", "size")}
+    found = explain(standard(properties["size"])[:, None] + noise(), properties)
+    assert found.beyond_nuisances == found.readable
+
+
+@pytest.mark.parametrize(
+    ("n_known", "n_same", "varies"),
+    [(30, 1, True), (29, 1, False), (100, 95, True), (100, 96, False)],
+)
+def test_a_property_varies_from_thirty_stamps_and_five_per_cent_on(n_known, n_same, varies):
+    values = np.full(200, np.nan)
+    values[:n_known] = np.arange(n_known)
+    values[:n_same] = -1.0
+    assert meaning._varies(values) is varies
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kl_per_unit": np.ones(3)}, "2 units, but (3,) KL, (2,)"),
+        ({"active": np.ones(3, bool)}, "2 units, but (2,) KL, (3,)"),
+        ({"properties": {"flux": np.ones(9)}}, "flux has shape (9,), expected (600,)"),
+        ({"means": np.full((N, 2), np.inf)}, "posterior means must be finite"),
+    ],
+)
+def test_a_refusal_says_what_does_not_fit(changes, message):
+    given = {"means": noise(2), "properties": draw_properties()} | changes
+    with pytest.raises(ValueError, match=r".") as refused:
+        explain(**given)
+    assert str(refused.value) == message

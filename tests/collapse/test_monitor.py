@@ -264,3 +264,176 @@ def test_the_last_healthy_state_is_kept_and_no_other(tmp_path: Path) -> None:
 def test_an_action_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match=r"collapse.action must be one of warn, stop, rescue"):
         CollapseMonitor("panic")
+
+
+# -- in full -------------------------------------------------------------------------------------
+
+
+def test_every_curve_is_logged_for_all_processes() -> None:
+    run = Run(CollapseMonitor())
+    kwargs: dict[str, dict[str, Any]] = {}
+    run.vae.log = lambda name, value, **given: kwargs.update({name: given})  # type: ignore[method-assign]
+    values: dict[str, float] = {}
+
+    def log_dict(given: dict[str, float], **how: Any) -> None:
+        values.update(given)
+        kwargs["the others"] = how
+
+    run.vae.log_dict = log_dict  # type: ignore[method-assign, assignment]
+    mean = torch.zeros(40, 3)
+    mean[:, 0], mean[:, 2] = torch.linspace(-2, 2, 40), 1.0
+    run.validate(100, mean, torch.zeros(40, 3))
+    assert kwargs == {
+        "collapse/active_units": {"prog_bar": True, "sync_dist": True},
+        "the others": {"sync_dist": True},
+    }
+    assert set(values) == {
+        "collapse/state",
+        "collapse/strongest_unit_nats",
+        "collapse/weakest_unit_nats",
+        "collapse/mutual_information_nats",
+        "collapse/aggregate_mismatch_nats",
+    }
+    # half the mean square of the first unit; the second is the prior
+    strongest = float(mean[:, 0].square().mean()) / 2
+    assert values["collapse/strongest_unit_nats"] == pytest.approx(strongest)
+    assert values["collapse/weakest_unit_nats"] == 0.0
+    assert values["collapse/state"] == -1.0
+
+
+def test_the_history_holds_all_figures_of_all_validations() -> None:
+    run = Run(CollapseMonitor(rescues=[{"kind": "learning rate"}]))
+    run.alive(100, chi2=1.5)
+    run.alive(200)
+    summary = run.monitor.summary()
+    first, second = run.monitor.validations
+    assert summary == {
+        "state": "healthy",
+        "began_at_step": None,
+        "history": {
+            "step": [100, 200],
+            "state": ["starting", "healthy"],
+            "active_units": [3, 3],
+            "kl_nats": [sum(first.kl_per_unit_nats), sum(second.kl_per_unit_nats)],
+            "mutual_information_nats": [
+                first.mutual_information_nats,
+                second.mutual_information_nats,
+            ],
+            "aggregate_mismatch_nats": [
+                first.aggregate_mismatch_nats,
+                second.aggregate_mismatch_nats,
+            ],
+            "chi2_per_pixel": [1.5, 1.0],
+        },
+        "rescues": [{"kind": "learning rate"}],
+    }
+    assert first.mutual_information_nats + first.aggregate_mismatch_nats == pytest.approx(
+        first.kl_nats
+    )
+
+
+def test_a_monitor_of_no_run_has_nothing_to_tell() -> None:
+    monitor = CollapseMonitor()
+    assert monitor.action == "warn"
+    summary = monitor.summary()
+    assert (summary["state"], summary["began_at_step"]) == ("starting", None)
+    assert set(summary["history"].values().__iter__().__next__()) == set()
+    assert monitor.state_dict() == {"validations": [], "health": None, "rescues": []}
+    again = CollapseMonitor("rescue")
+    again.load_state_dict(monitor.state_dict())
+    assert again.health is None
+
+
+def test_the_finding_is_that_of_the_last_validation() -> None:
+    run = Run(CollapseMonitor())
+    run.alive(100)
+    run.few(250)
+    last = run.monitor.validations[-1]
+    assert run.monitor.finding() == {
+        "step": 250,
+        "state": "starting",
+        "began_at_step": None,
+        "active_units": 1,
+        "kl_nats": last.kl_nats,
+    }
+
+
+def test_a_stop_is_said_with_its_step(caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(CollapseMonitor("stop"))
+    with caplog.at_level(logging.WARNING):
+        for step in (100, 200):
+            run.dead(step)
+    assert caplog.records[-1].getMessage() == "collapse.action=stop: the fit ends at step 200"
+    assert run.trainer.should_stop
+
+
+def test_a_first_validation_after_a_resume_can_stop_the_fit() -> None:
+    # the state is known from the checkpoint, the history is not
+    seasoned = Run(CollapseMonitor())
+    seasoned.dead(100)
+    monitor = CollapseMonitor("stop")
+    monitor.load_state_dict(seasoned.monitor.state_dict() | {"validations": []})
+    run = Run(monitor)
+    assert run.dead(200) == "collapsed"
+    assert run.trainer.should_stop
+
+
+def test_recovery_and_giving_up_are_said_in_full(caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(CollapseMonitor("rescue"))
+    with caplog.at_level(logging.WARNING):
+        for step in (100, 200):
+            run.dead(step)
+        for step in (300, 400):
+            run.alive(step)
+    said = [record.getMessage() for record in caplog.records]
+    kl = run.monitor.validations[-1].kl_nats
+    assert said == [
+        "collapse: collapsed at step 200, since step 0: 0 of 3 units active, KL 0 nats per stamp; "
+        "2 would be enough",
+        "collapse.action=rescue: nothing is left to try, the run goes on as it is",
+        f"collapse: healthy again at step 400: 3 of 3 units active, KL {kl:.3g} nats per stamp",
+    ]
+
+
+def test_a_plan_ends_the_fit_and_the_one_that_is_resumed() -> None:
+    monitor = CollapseMonitor("rescue")
+    monitor.planner = plan
+    run = Run(monitor)
+    for step in (100, 200):
+        run.dead(step)
+    assert run.trainer.should_stop
+    assert Run(monitor).trainer.should_stop  # a fit that starts with a plan in hand
+    assert not Run(CollapseMonitor("rescue")).trainer.should_stop
+
+
+def test_states_are_kept_with_the_optimiser_and_at_their_own_step(tmp_path: Path) -> None:
+    run = Run(CollapseMonitor("rescue", tmp_path / "healthy.ckpt"))
+    how: list[bool] = []
+    run.trainer.save_checkpoint = lambda path, weights_only: how.append(weights_only)
+    run.monitor.on_train_epoch_end(run.trainer, run.vae)  # an epoch without a validation
+    run.alive(100)
+    run.alive(200)
+    run.trainer.global_step = 250
+    run.monitor.on_train_epoch_end(run.trainer, run.vae)
+    assert how == [False]
+
+
+def test_chi2_twice_the_lowest_is_still_worth_keeping(tmp_path: Path) -> None:
+    run = Run(CollapseMonitor("warn", tmp_path / "healthy.ckpt"))
+    for step, chi2 in ((100, 1.0), (200, 2.0), (300, 2.01), (400, 1.5)):
+        run.alive(step, chi2)
+    assert [step for step, _ in run.saved] == [200, 400]
+
+
+def test_the_median_stamp_tells_the_chi2() -> None:
+    run = Run(CollapseMonitor())
+    mean = torch.randn(5, 3)
+    columns = {
+        "index": torch.arange(5),
+        "mean": mean,
+        "log_var": torch.zeros(5, 3),
+        "kl": mean.square() / 2,
+        "chi2": torch.tensor([1.0, 9.0, 1.2, 50.0, 0.5]),
+    }
+    found = run.monitor._judged(run.trainer, run.vae, columns)
+    assert found.chi2_per_pixel == pytest.approx(1.2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vae_astro.collapse.refusal import refuse_collapsed, verdict_in
-from vae_astro.collapse.verdict import judge
+from vae_astro.collapse.verdict import CollapseVerdict, judge
 from vae_astro.errors import InputError
 
 
@@ -50,3 +50,27 @@ def test_a_checkpoint_speaks_of_its_last_validation():
 @pytest.mark.parametrize("callbacks", [{}, {"CollapseMonitor": {"validations": []}}])
 def test_a_run_that_nobody_watched_is_not_refused_by_its_checkpoint(callbacks):
     assert refuse_collapsed({"callbacks": callbacks}, force=False) is None
+
+
+def test_the_refusal_is_one_sentence_with_the_way_on():
+    with pytest.raises(InputError) as refused:
+        refuse_collapsed(checkpoint_of(0, [0.0, 0.001]), force=False)
+    assert str(refused.value) == (
+        "checkpoint: full collapse: 0 of 2 latent units are active and carry 0.001 nats per stamp, "
+        "so that nothing can be sorted by it; train it again (what to change stands in the last "
+        "lines of its train.log), or give force=true"
+    )
+
+
+@pytest.mark.parametrize(("n_active", "kind"), [(0, "full"), (1, "partial")])
+def test_what_goes_on_all_the_same_is_told_once(caplog, n_active, kind):
+    verdict = refuse_collapsed(judged(n_active), force=True)
+    (record,) = caplog.records
+    assert record.getMessage() == f"{kind} collapse: {verdict.figures}"
+
+
+def test_a_verdict_of_a_checkpoint_is_plain_and_whole():
+    verdict = verdict_in(checkpoint_of(1, [0.25, 0.5, 1.0]))
+    assert verdict == CollapseVerdict("partial", 1, 3, (0.25, 0.5, 1.0))
+    assert verdict_in({}) is None
+    assert verdict_in({"callbacks": {"CollapseMonitor": {}}}) is None

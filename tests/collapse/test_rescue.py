@@ -239,3 +239,123 @@ def test_changes_are_listed_by_key_with_old_and_new() -> None:
     assert changes({"trainer": {"max_epochs": None}}, {"trainer": {"max_epochs": 9}}) == {
         "trainer.max_epochs": [None, 9]
     }
+
+
+# -- reasons, and what else a plan holds ---------------------------------------------------------
+
+GIVEN_WIDTH = (
+    "likelihood=gaussian takes the width of its density as given; likelihood=sigma learns it"
+)
+
+
+def test_every_plan_gives_its_reason() -> None:
+    high, wide = settings_of(beta=linear(1e4)), settings_of("gaussian", std=30.0)
+    assert planned(high).reason == "the final beta of 1e+04 leaves 0 of 16 units"
+    assert planned(wide).reason == GIVEN_WIDTH
+    both = settings_of("gaussian", std=30.0, beta=linear(1e4))
+    assert planned(both).reason == (
+        f"{GIVEN_WIDTH}, and the final beta of 1e+04 leaves 0 of 16 units"
+    )
+    last = planned(wide, "learned sigma", "learned sigma and lower beta")
+    assert last.reason == "the settings leave 0 of 16 units"
+
+
+def test_every_plan_for_sound_settings_gives_its_reason() -> None:
+    surprise = (
+        "the forecast finds the settings sound ({} of 16 units), so the way there was at fault"
+    )
+    sound = settings_of()
+    assert planned(sound).reason == surprise.format(16)
+    slower = planned(sound, "free bits and warm-up")
+    assert (slower.kind, slower.reason) == (
+        "learning rate",
+        surprise.format(16) + ": shorter steps",
+    )
+    given_width = settings_of("gaussian", std=2.0)
+    learned = planned(given_width, "free bits and warm-up", "learning rate")
+    assert (learned.kind, learned.reason) == ("learned sigma", GIVEN_WIDTH)
+    # some directions are lost at 30, but not half of them
+    tight = planned(settings_of(beta=linear(30.0)), "free bits and warm-up", "learning rate")
+    assert 8 <= tight.before.active_units < tight.after.active_units == 16
+    assert tight.kind == "lower beta"
+    assert tight.reason == surprise.format(tight.before.active_units) + ": more room"
+
+
+def test_a_window_on_the_source_outlives_a_change_of_likelihood() -> None:
+    settings = settings_of("gaussian", std=30.0)
+    spectrum = spectrum_of(settings["likelihood"])
+    settings["likelihood"]["focus_radius"] = 5.0
+    plan = plan_rescue(settings, spectrum, 16, N_STEPS)
+    assert plan is not None
+    assert plan.settings["likelihood"] == SETTINGS["sigma"] | {"focus_radius": 5.0}
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "sigmoid"])
+@pytest.mark.parametrize(
+    ("had", "longer"),
+    [
+        ({}, 0.5),
+        ({"warmup_fraction": 0.49}, 0.5),
+        ({"warmup_fraction": 0.5}, 0.8),
+        ({"warmup_fraction": None, "warmup_steps": 10}, 0.5),
+    ],
+)
+def test_a_warm_up_gets_longer_from_zero(name: str, had: dict[str, Any], longer: float) -> None:
+    plan = planned(settings_of(beta={"name": name, "start": 0.5, **had}))
+    beta = plan.settings["beta"]
+    assert beta["name"] == name
+    assert (beta["start"], beta["warmup_steps"], beta["warmup_fraction"]) == (0.0, None, longer)
+
+
+def test_a_schedule_without_a_rise_gets_free_bits_alone() -> None:
+    settings = settings_of(beta={"name": "cyclical", "end": 1.0})
+    assert list(changes(settings, planned(settings).settings)) == ["beta.free_bits_nats"]
+
+
+def test_free_bits_are_half_of_what_a_unit_has_to_say_and_half_a_nat_at_most() -> None:
+    # one nat and more for each of 16 units of EIGENVALUES: the cap
+    assert planned(settings_of()).settings["beta"]["free_bits_nats"] == 0.5
+    assert plan_free_bits(had=0.4) == 0.8
+    faint = np.full(16, 3.0)
+    right = outlook_set_right(spectrum_of(SETTINGS["sigma"], faint), 16)
+    plan = plan_of(settings_of(), eigenvalues=faint)
+    assert plan is not None
+    each = right.kl_nats / 16
+    assert 0.3 < each < 1.0
+    assert plan.settings["beta"]["free_bits_nats"] == float(f"{each / 2:.2g}")
+
+
+def plan_free_bits(had: float) -> float:
+    settings = settings_of(beta=linear(1.0) | {"free_bits_nats": had})
+    return planned(settings).settings["beta"]["free_bits_nats"]
+
+
+def test_three_rescues_are_the_most() -> None:
+    settings = settings_of(beta=linear(1e4))
+    assert plan_of(settings, "one", "two") is not None
+    assert plan_of(settings, "one", "two", "three") is None
+
+
+def test_half_of_an_odd_number_of_units_is_rounded_up() -> None:
+    # 4 and more units above beta = 25 would be enough of seven, three are not
+    seven = np.array([400.0, 300.0, 200.0, 5.0, 4.0, 3.5, 3.0])
+    settings = settings_of("gaussian", beta=linear(25.0))
+    plan = plan_of(settings, eigenvalues=seven)
+    assert plan is not None
+    assert plan.before.active_units == 3
+    assert plan.from_healthy  # the settings are at fault
+    assert plan.after.active_units >= 4
+
+
+def test_the_learning_rate_is_a_tenth_and_nothing_else_changes() -> None:
+    settings = settings_of()
+    settings["optim"]["warmup_steps"] = 7
+    plan = planned(settings, "free bits and warm-up")
+    assert changes(settings, plan.settings) == {"optim.lr": [1e-3, 1e-4]}
+
+
+def test_a_bernoulli_run_that_stays_one_goes_on_from_its_healthy_state() -> None:
+    settings = settings_of("bernoulli", beta=linear(1e4))
+    plan = planned(settings)
+    assert plan.kind == "lower beta"
+    assert plan.from_healthy

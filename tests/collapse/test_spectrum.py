@@ -205,3 +205,91 @@ def test_a_pixel_that_is_always_dark_says_nothing(kind: str) -> None:
     found = measure_spectrum([batch_of(dark)], Bernoulli(kind=kind))
     alone = measure_spectrum([batch_of(image[:, :, 1:])], Bernoulli(kind=kind))
     np.testing.assert_allclose(found.eigenvalues[:12], alone.eigenvalues, rtol=1e-3)
+
+
+# -- counts, and the decompositions --------------------------------------------------------------
+
+
+def test_counts_weights_and_traces_are_those_of_the_stamps(stamps) -> None:
+    found = measure_spectrum([batch_of(stamps)], FixedGaussian(std=2.0), n_modes=5)
+    assert (found.n_stamps, found.n_pixels, len(found.eigenvalues)) == (300, 36, 5)
+    assert (found.kl_weight, found.learned_scale) == (1.0, False)
+    assert found.variance == pytest.approx([covariance_eigenvalues(stamps).sum() / 4], rel=1e-5)
+    assert found.fitting_variance == pytest.approx([36.0])
+    assert found.overlap.shape == (1, 5, 5)
+    learned = found.with_learned_scale()
+    assert (learned.learned_scale, learned.kl_weight) == (True, 1.0)
+    assert learned.eigenvalues is found.eigenvalues
+
+
+def test_no_more_eigenvalues_than_stamps(stamps) -> None:
+    found = measure_spectrum([batch_of(stamps[:7])], FixedGaussian())
+    assert len(found.eigenvalues) == 7
+    np.testing.assert_allclose(
+        found.eigenvalues, covariance_eigenvalues(stamps[:7])[:7], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_two_stamps_are_enough_and_have_one_direction() -> None:
+    image = torch.zeros(2, 1, 2, 2)
+    image[1] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    found = measure_spectrum([batch_of(image)], FixedGaussian())
+    assert found.eigenvalues[0] == pytest.approx((1 + 4 + 9 + 16) / 4)  # plus and minus half of it
+    assert found.eigenvalues[1] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("n_rows", "n_columns"), [(30, 12), (12, 30), (20, 20)])
+def test_tall_and_wide_decompositions_are_those_of_numpy(n_rows: int, n_columns: int) -> None:
+    whitened = torch.randn(n_rows, n_columns, generator=torch.Generator().manual_seed(3))
+    values, vectors = module._leading(whitened, 6)
+    exact = whitened.double().numpy()
+    expected = np.linalg.svd(exact, compute_uv=False) ** 2 / n_rows
+    np.testing.assert_allclose(values.numpy(), expected[:6], rtol=1e-6)
+    assert vectors.shape == (n_columns, 6)
+    gram = exact.T @ exact / n_rows
+    np.testing.assert_allclose(gram @ vectors.numpy(), vectors.numpy() * values.numpy(), atol=1e-6)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(6), atol=1e-6)
+
+
+def test_the_randomised_decomposition_has_the_directions_too(monkeypatch) -> None:
+    strengths = torch.logspace(2, -1, 60)
+    whitened = torch.randn(80, 60, generator=torch.Generator().manual_seed(2)) * strengths.sqrt()
+    monkeypatch.setattr(module, "SMALLEST_EXACT", 10)
+    values, vectors = module._leading(whitened, 5)
+    exact = whitened.double().numpy()
+    expected = np.linalg.svd(exact, compute_uv=False) ** 2 / 80
+    np.testing.assert_allclose(values.numpy(), expected[:5], rtol=1e-3)
+    assert vectors.shape == (60, 5)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(5), atol=1e-5)
+
+
+def test_many_stamps_give_what_few_at_a_time_give(stamps, monkeypatch) -> None:
+    whole = measure_spectrum([batch_of(stamps)], SharedGaussian(n_bands=1))
+    monkeypatch.setattr(module, "CHUNK", 64)
+    monkeypatch.setattr(module, "N_FIRST", 100)  # the picture of the first is mended by all
+    parts = measure_spectrum([batch_of(stamps)], SharedGaussian(n_bands=1))
+    np.testing.assert_allclose(parts.eigenvalues, whole.eigenvalues, rtol=1e-3, atol=1e-5)
+    assert parts.decoder_variance == pytest.approx(whole.decoder_variance, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "message"),
+    [
+        (torch.zeros(1, 1, 4, 4), None, "a spectrum needs at least 2 stamps, got 1"),
+        (
+            torch.full((20, 1, 4, 4), 3.0),
+            None,
+            "the stamps do not differ: all of them are the same in every good pixel, and there is "
+            "nothing that a latent code could say",
+        ),
+        (
+            torch.randn(5, 1, 4, 4),
+            torch.zeros(5, 1, 4, 4, dtype=torch.bool),
+            "no pixel of any stamp is good: look at data.normalize and the masks",
+        ),
+    ],
+)
+def test_a_refusal_says_what_to_look_at(image, mask, message) -> None:
+    with pytest.raises(InputError) as refused:
+        measure_spectrum([batch_of(image, mask)], FixedGaussian())
+    assert str(refused.value) == message

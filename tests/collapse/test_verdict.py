@@ -9,7 +9,15 @@ from vae_astro.collapse.forecast import Forecast, forecast
 from vae_astro.collapse.meaning import explain_code
 from vae_astro.collapse.spectrum import Spectrum
 from vae_astro.collapse.units import ACTIVE_VARIANCE, FULL_COLLAPSE_NATS, verdict_of
-from vae_astro.collapse.verdict import Circumstances, CollapseVerdict, explain, judge, still_rising
+from vae_astro.collapse.verdict import (
+    Circumstances,
+    CollapseVerdict,
+    _round_down,
+    explain,
+    judge,
+    still_rising,
+)
+from vae_astro.errors import InputError
 from vae_astro.objective.beta import linear
 
 
@@ -232,3 +240,153 @@ def test_rescues_and_a_collapsed_end_are_told() -> None:
     assert "Rescued on the way: lower beta, beta.end=8." in told.paragraph
     assert "The run itself ended collapsed" in told.paragraph
     assert "(step 150 of 1000)" in told.paragraph
+
+
+# -- the words, in full --------------------------------------------------------------------------
+
+
+def paragraph(*kl_per_unit: float, of: Forecast | None = None, **run: object) -> str:
+    return explain(judged_as(*kl_per_unit), of, None, Circumstances(1000, **run)).paragraph
+
+
+SOUND = foreseen(spectrum_of(8.0, 4.0), 2, 1.0)  # 0.5 ln 32 = 1.73 nats
+LOST = foreseen(spectrum_of(8.0, 4.0), 2, 90.0)
+NO_COLLAPSE = "No collapse: 2 of 2 latent units are active and carry 1.7 nats per stamp."
+DEAD = (
+    "Full collapse: 0 of 2 latent units are active and carry 0 nats per stamp; the code says "
+    "nothing about the stamps."
+)
+FORECAST_SOUND = "Forecast before training: no collapse, 1.73 nats in 2 units"
+FORECAST_LOST = "Forecast before training: full collapse, 0 nats in 0 units"
+
+
+def test_a_sigma_too_large_is_told_in_full() -> None:
+    # learned: s2 = 98 * 0.5 / (100 - 2), so 0.5 ln(16) + 0.5 ln(8) = 2.43 nats
+    assert paragraph(0.0, 0.0, of=foreseen(spectrum_of(8.0, 4.0, s2=50.0), 2, 1.0)) == (
+        f"{DEAD} {FORECAST_LOST}; so it came. Cause: beta * s2 is 50, and the stamps vary by 8 "
+        "along their strongest direction. Most useful change: likelihood=sigma, which learns s2 "
+        "(forecast: 2.43 nats in 2 units)."
+    )
+
+
+def test_a_network_that_does_not_use_its_code_is_told_in_full() -> None:
+    assert paragraph(0.0, 0.0, of=SOUND) == (
+        f"{DEAD} {FORECAST_SOUND}; it did not come so. Cause: not the weight of the KL, which "
+        "leaves room for a code; the network does not use it. Most useful change: an audit of the "
+        "network, python scripts/audit.py checkpoint=RUN."
+    )
+
+
+def test_a_run_too_short_is_told_in_full() -> None:
+    assert paragraph(0.0, 0.0, of=SOUND, still_rising=True) == (
+        f"{DEAD} {FORECAST_SOUND}; it did not come so. Cause: the run was too short: after 1000 "
+        "steps the KL was still rising. Most useful change: a longer run, trainer.max_epochs."
+    )
+
+
+def test_fewer_units_than_forecast_are_told_in_full() -> None:
+    wide = foreseen(spectrum_of(20.0, 9.0, 8.0, 6.0, 5.0), 5, 1.0)
+    assert paragraph(3.0, 2.0, 0, 0, 0, of=wide) == (
+        "Partial collapse: only 2 of 5 latent units are active and carry 5 nats per stamp. "
+        "Forecast before training: no collapse, 5.34 nats in 5 units; the KL came within 6 %. "
+        "Cause: the network gathers what the loss pays for in fewer units than it has; their KL is "
+        "what counts. Most useful change: fewer latent units, model.latent_dim=2, or a longer run."
+    )
+
+
+def test_too_few_directions_are_told_in_full() -> None:
+    few = foreseen(spectrum_of(8.0, 0.0, 0.0, 0.0, 0.0), 5, 1.0)
+    assert paragraph(1.0, 0, 0, 0, 0, of=few) == (
+        "Partial collapse: only 1 of 5 latent units are active and carry 1 nats per stamp. "
+        "Forecast before training: partial collapse, 1.04 nats in 1 unit; the KL came within 4 %. "
+        "Cause: beta * s2 is 1, and the stamps vary by 8 along their strongest direction; "
+        "directions that exceed it: 1; the stamps have no more directions. Most useful change: "
+        "fewer latent units, model.latent_dim=1."
+    )
+
+
+@pytest.mark.parametrize(
+    ("nats", "told"),
+    [
+        ((3.0, 0.7), "the run carries 114 % more"),
+        ((0.5, 0.3), "the run carries 54 % less"),
+        ((1.0, 1.3), "the KL came within 33 %"),
+        ((0.7, 0.5), "the KL came within 31 %"),
+    ],
+)
+def test_the_kl_is_compared_with_its_forecast(nats: tuple[float, float], told: str) -> None:
+    assert paragraph(*nats, of=SOUND).endswith(f"{FORECAST_SOUND}; {told}.")
+
+
+def test_what_cannot_be_compared_is_told_so() -> None:
+    free = foreseen(spectrum_of(8.0, 4.0), 2, 0.0)
+    assert paragraph(1.0, 0.7, of=free) == (
+        f"{NO_COLLAPSE} Without a weight on the KL nothing was forecast of it."
+    )
+    assert paragraph(1.0, 0.7, of=LOST, beta_moves=True) == (
+        f"{NO_COLLAPSE} {FORECAST_LOST} at the beta where it starts; the run has moved beta since."
+    )
+    assert paragraph(1.0, 0.7, of=LOST, judged_step=150) == (
+        f"{NO_COLLAPSE} {FORECAST_LOST}; the judged checkpoint is that of step 150 of 1000, and "
+        "the code at the end of the schedule is another."
+    )
+    assert paragraph(1.0, 0.7, of=LOST) == f"{NO_COLLAPSE} {FORECAST_LOST}; it did not come so."
+    assert paragraph(0.0, 0.0, of=SOUND, judged_step=9).count("it did not come so") == 1
+
+
+def test_the_way_of_a_run_is_told_before_its_forecast() -> None:
+    ended = "The run itself ended collapsed; this is its best checkpoint, from before"
+    assert paragraph(1.0, 0.7, end_state="collapsed") == f"{NO_COLLAPSE} {ended}."
+    assert paragraph(1.0, 0.7, end_state="collapsed", judged_step=150, rescues=("a", "b")) == (
+        f"{NO_COLLAPSE} Rescued on the way: a; b. {ended} (step 150 of 1000)."
+    )
+    assert ended not in paragraph(0.0, 0.0, end_state="collapsed")
+    assert ended not in paragraph(1.0, 0.7, end_state="collapsing")
+
+
+def test_a_lower_beta_is_half_of_what_keeps_half_of_the_units() -> None:
+    spectrum = spectrum_of(8.0, 4.0, 2.0, learned=True)
+    of = foreseen(spectrum, 3, 40.0)
+    room = of.largest_beta(2)  # half of three, rounded up
+    change = explain(judged_as(0.0, 0.0, 0.0), of, None, RUN).change
+    assert change == f"a lower final beta, beta.end={room / 2:.2g}"
+
+
+def test_a_beta_for_people_has_two_digits_or_one_rounded_down() -> None:
+    told = [_round_down(value) for value in (12.34, 0.0567, 1e-3, 0.00097, 4.9e-7)]
+    assert told == ["12", "0.057", "0.001", "9e-04", "4e-07"]
+
+
+# -- limits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mean", "nats"), [(np.nan, 1.0), (1.0, np.nan), (np.inf, 1.0), (1.0, np.inf)]
+)
+def test_a_code_that_is_not_finite_is_refused_with_what_helps(mean: float, nats: float) -> None:
+    means, kl_per_unit = means_of_variance(1.0, 1.0), kl(1.0, 1.0)
+    means[3, 1], kl_per_unit[4, 0] = mean, nats
+    with pytest.raises(InputError) as refused:
+        judge(means, kl_per_unit)
+    assert str(refused.value) == (
+        "posteriors are not finite: the run diverged; lower optim.lr, or look for extreme pixels "
+        "and set data.normalize.saturation"
+    )
+
+
+def test_a_unit_is_active_in_units_of_its_own_prior() -> None:
+    means = means_of_variance(0.03, 0.03)
+    assert judge(means, kl(1, 1), np.array([1.0, 2.0])).active_units == 1  # 0.03 < 0.01 * 2^2
+    assert judge(means, kl(1, 1)).active_units == 2
+
+
+@pytest.mark.parametrize(("last", "rising"), [(2.4, False), (2.5, False), (2.6, True)])
+def test_the_last_fifth_of_a_run_decides_whether_it_was_learning(last: float, rising: bool) -> None:
+    # ten validations: the last against the third from the end, 2.0
+    assert still_rising([1.0] * 7 + [2.0, 2.2, last]) is rising
+
+
+def test_figures_round_to_three_digits() -> None:
+    assert judged_as(1.23456, 0.0).figures == (
+        "1 of 2 latent units are active and carry 1.23 nats per stamp"
+    )

@@ -201,6 +201,65 @@ def test_no_pixel_is_trusted_beyond_float32(stretch):
     assert noise.min() >= np.float32(1e-4)
 
 
+# Residuals
+
+
+def test_a_residual_is_counted_in_noises_before_the_stretch():
+    # t of the stamp less t of the model, over the noise in units of the sky noise
+    t_seen = torch.tensor([-4.0, 0.0, 2.0, 50.0, 900.0], dtype=torch.float64).view(1, 1, 1, 5)
+    t_model = torch.tensor([-3.0, 1.5, 2.0, 20.0, 1000.0], dtype=torch.float64).view(1, 1, 1, 5)
+    noise = torch.tensor([1.0, 2.0, 1.0, 4.0, 5.0], dtype=torch.float64).view(1, 1, 1, 5)
+    expected = (t_seen - t_model) / noise
+    raw, raw_model = (SKY_LEVEL + SKY_NOISE * t for t in (t_seen, t_model))
+    background = sky(SKY_LEVEL, SKY_NOISE, torch.float64)
+    for stretch in ("linear", "asinh", "log"):
+        normalizer = Normalizer(stretch)
+        seen = normalizer(raw, background, SKY_NOISE * noise)
+        model = normalizer(raw_model, background)
+        found = normalizer.residual(seen.image, model.image, seen.noise)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_residual_of_minmax_is_the_difference_over_the_noise():
+    image, model = torch.tensor([0.5, 1.0]), torch.tensor([0.25, 0.0])
+    found = Normalizer("minmax").residual(image, model, torch.tensor([0.125, 0.5]))
+    assert found.tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("stretch", STRETCHES)
+def test_a_stretch_and_its_inverse_take_any_shape(stretch):
+    t = torch.tensor([[-30.0, -1.0, 0.0, 0.5, 2000.0]], dtype=torch.float64)
+    normalizer = Normalizer(stretch, softening=2.0)
+    torch.testing.assert_close(normalizer.unstretched(normalizer.stretched(t)), t)
+    expected = {
+        "linear": t,
+        "asinh": 2 * torch.log(t / 2 + ((t / 2) ** 2 + 1).sqrt()),
+        "log": 2 * t.sign() * torch.log(1 + t.abs() / 2),
+        "minmax": t,
+    }
+    torch.testing.assert_close(normalizer.stretched(t), expected[stretch])
+
+
+@pytest.mark.parametrize("stretch", ["asinh", "log"])
+def test_the_inverse_of_a_wild_pixel_stays_finite_when_squared(stretch):
+    wild = Normalizer(stretch, softening=3.0).unstretched(torch.tensor([-1e6, 1e6]))
+    assert wild.square().isfinite().all()
+    assert wild[0] == -wild[1]
+    assert wild[1] > 1e17
+
+
+@pytest.mark.parametrize("key", ["gain", "saturation"])
+def test_settings_of_each_band_are_given_for_all_of_them(key):
+    assert Normalizer(**{key: 2.0}).per_band(key, 3) == [2.0, 2.0, 2.0]
+    assert Normalizer(**{key: [1.0, 2.0, 3.0]}).per_band(key, 3) == [1.0, 2.0, 3.0]
+    with pytest.raises(InputError) as refused:
+        Normalizer(**{key: [1.0, 2.0]}).per_band(key, 3)
+    assert str(refused.value) == (
+        f"data.normalize.{key} has 2 values but the stamps have 3 bands; give one value, or one "
+        "for each band"
+    )
+
+
 # Bad pixels
 
 

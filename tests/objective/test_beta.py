@@ -183,6 +183,53 @@ def test_free_bits_stay_the_same_at_every_step(name):
     assert {made(step).free_bits_nats for step in (0, 500, 10**6)} == {0.125}
 
 
+# -- defaults ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RAMPS)
+def test_ramps_rise_from_nothing_to_the_bound_over_a_fifth_of_the_run(name):
+    plain = SCHEDULES[name](total_steps=100)
+    written = SCHEDULES[name](
+        total_steps=100, start=0.0, end=1.0, warmup_steps=20, free_bits_nats=0.0
+    )
+    assert [plain(step) for step in range(101)] == [written(step) for step in range(101)]
+    assert plain(19).beta < plain(20).beta == 1.0
+
+
+def test_sigmoid_is_ten_scales_wide_unless_told_otherwise():
+    plain, written = schedule("sigmoid"), schedule("sigmoid", steepness=10.0)
+    assert betas(plain, 200) == betas(written, 200)
+    assert plain(50).beta != schedule("sigmoid", steepness=11.0)(50).beta
+
+
+def test_cyclical_has_four_cycles_that_rise_for_half_of_their_time():
+    plain = SCHEDULES["cyclical"](total_steps=80)
+    cycle = [min(step / 10, 1.0) for step in range(20)]
+    np.testing.assert_allclose(betas(plain, 80), cycle * 4, atol=1e-12)
+    assert plain(5).free_bits_nats == 0.0
+
+
+def test_capacity_reaches_twenty_five_nats_after_four_fifths_of_the_run():
+    plain = SCHEDULES["capacity"](total_steps=100)
+    assert plain(40) == RatePenalty(1.0, 0.0, 12.5)
+    assert [plain(step).capacity_nats for step in (80, 100)] == [25.0, 25.0]
+    assert plain(79).capacity_nats < 25.0
+
+
+def test_cyclical_of_a_run_of_one_step_or_none_ends_after_it():
+    for total_steps in (0, 1):
+        made = schedule("cyclical", total_steps=total_steps, start=0.1, end=0.7)
+        assert (made(0).beta, made(1).beta) == (0.1, 0.7)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_free_bits_have_a_bound_that_no_code_reaches(name):
+    assert schedule(name, free_bits_nats=1e6)(0).free_bits_nats == 1e6
+    with pytest.raises(InputError) as refused:
+        schedule(name, free_bits_nats=2e6)
+    assert str(refused.value) == "beta.free_bits_nats must be at most 1e+06, got 2e+06"
+
+
 # -- what all share ------------------------------------------------------------------------------
 
 
@@ -228,6 +275,8 @@ def test_beta_may_fall(name):
         ("sigmoid", {"steepness": 0}, "beta.steepness must be greater than 0, got 0"),
         ("sigmoid", {"steepness": math.nan}, "beta.steepness must be a finite number, got nan"),
         ("cyclical", {"start": -1}, "beta.start must be at least 0, got -1"),
+        ("cyclical", {"end": -1}, "beta.end must be at least 0, got -1"),
+        ("cosine", {"end": -0.5}, "beta.end must be at least 0, got -0.5"),
         ("cyclical", {"end": math.nan}, "beta.end must be a finite number, got nan"),
         ("cyclical", {"n_cycles": 0}, "beta.n_cycles must be at least 1, got 0"),
         ("cyclical", {"n_cycles": True}, "beta.n_cycles must be a whole number, got True"),

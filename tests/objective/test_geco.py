@@ -10,7 +10,7 @@ import torch
 
 from vae_astro.errors import InputError
 from vae_astro.objective.beta import SCHEDULES, Schedule, geco
-from vae_astro.objective.geco import Geco, chi2_per_pixel
+from vae_astro.objective.geco import Geco, chi2_per_pixel, precision_on
 from vae_astro.settings import build
 
 
@@ -37,6 +37,12 @@ def test_chi2_is_the_mean_square_of_the_good_pixels_of_each_stamp():
 def test_chi2_of_a_stamp_without_a_good_pixel_is_zero():
     residual = torch.ones(1, 1, 3, 3)
     assert chi2_per_pixel(residual, torch.zeros(1, 1, 3, 3, dtype=torch.bool)).item() == 0
+
+
+def test_chi2_of_a_single_good_pixel_is_its_square():
+    mask = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
+    mask[0, 0, 1, 2] = True
+    assert chi2_per_pixel(torch.full((1, 1, 3, 3), 3.0), mask).item() == 9
 
 
 def test_beta_falls_where_stamps_are_badly_explained_and_rises_where_noise_is_fitted():
@@ -198,3 +204,72 @@ def test_setting_out_of_range_is_refused_by_its_key(keys, message):
     with pytest.raises(InputError) as refused:
         build("beta", SCHEDULES, {"name": "geco", **keys}, total_steps=100)
     assert str(refused.value) == message
+
+
+# -- devices -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", torch.float64), ("cuda", torch.float64), ("mps", torch.float32)]
+)
+def test_a_device_computes_as_finely_as_it_can(device, dtype):
+    assert precision_on(torch.device(device)) == dtype
+
+
+def test_the_state_stays_where_it_was_brought():
+    controller = shown(1.05)
+    same = controller.state
+    assert controller.state_on(torch.device("cpu")) is same
+    moved = controller.state_on(torch.device("meta"))
+    assert (moved.device.type, moved.dtype) == ("meta", torch.float64)
+    assert controller.state is moved
+
+
+# -- closed forms --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "median"), [([3.0, 1.0, 2.0], 2.0), ([4.0, 1.0, 2.0, 3.0], 2.5), ([7.0], 7.0)]
+)
+def test_the_median_of_an_even_batch_lies_between_its_middle_two(values, median):
+    controller = Geco(target_chi2=median, tolerance=1.0)
+    controller.observe(torch.tensor(values))
+    assert controller.beta == 1.0
+    higher = Geco(target_chi2=median - 0.1, tolerance=1.0, rate=0.5)
+    higher.observe(torch.tensor(values))
+    assert higher.beta == pytest.approx(math.exp(-0.5 * 0.1), rel=1e-5)
+
+
+def test_the_state_counts_batches_and_averages_the_constraint():
+    controller = Geco(target_chi2=1.0, tolerance=1.0, momentum=0.5, rate=0.1)
+    for value in (1.5, 1.25, 0.75):
+        controller.observe(torch.tensor([value]))
+    # 0.5, then (0.5 + 0.25) / 2 = 0.375, then half of it and half of -0.25
+    state = controller.state_dict()
+    assert state["n_seen"] == 3
+    assert isinstance(state["n_seen"], int)
+    assert state["average"] == pytest.approx(0.0625)
+    assert state["beta"] == pytest.approx(math.exp(-0.1 * (0.5 + 0.375 + 0.0625)))
+
+
+def test_a_loaded_state_goes_on_from_its_three_numbers():
+    controller = Geco(tolerance=1.0, momentum=0.5, rate=0.1)
+    controller.load_state_dict({"beta": 2.0, "average": 0.5, "n_seen": 9})
+    assert controller.state_dict() == {"beta": 2.0, "average": 0.5, "n_seen": 9}
+    controller.observe(torch.tensor([1.5]))
+    assert controller.beta == pytest.approx(2 * math.exp(-0.1 * 0.5))
+    controller.load_state_dict({"beta": 99.0, "average": 0.0, "n_seen": 1})
+    assert controller.beta == 10.0
+
+
+def test_settings_are_those_of_the_documentation_unless_given():
+    controller = Geco()
+    settings = (controller.target_chi2, controller.tolerance, controller.rate, controller.momentum)
+    assert settings == (1.0, 0.1, 0.01, 0.9)
+    assert (controller.minimum, controller.maximum, controller.beta) == (0.01, 10.0, 1.0)
+    made = geco(target_chi2=2.0, tolerance=0.3, start=0.7, rate=0.02, momentum=0.1, minimum=0.5,
+                maximum=3.0).controller  # fmt: skip
+    assert made is not None
+    settings = (made.target_chi2, made.tolerance, made.rate, made.momentum)
+    assert settings == (2.0, 0.3, 0.02, 0.1)
+    assert (made.minimum, made.maximum, made.beta) == (0.5, 3.0, 0.7)
