@@ -93,14 +93,13 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     Of names with dots the last part counts too: ``latent_dim`` for ``model.latent_dim``.
     """
     known = list(words)
-    like = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    by_end = {name.rpartition(".")[2]: name for name in known}
-    end = word.rpartition(".")[2]
-    same_end = by_end.get(end) or next(
-        iter(by_end[near] for near in difflib.get_close_matches(end, by_end, n=1, cutoff=0.75)),
-        None,
-    )
-    return like[0] if like and "." in word else same_end or (like[0] if like else None)
+    group, _, end = word.rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == group}
+    anywhere = {name.rpartition(".")[2]: name for name in known}
+    for names, cutoff in ((beside, 0.6), (anywhere, 0.75)):
+        if like := difflib.get_close_matches(end, names, n=1, cutoff=cutoff):
+            return names[like[0]]
+    return None
 
 
 def check_int(key: str, value: object, *, minimum: int, maximum: int | None = None) -> int:

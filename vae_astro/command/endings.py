@@ -99,7 +99,7 @@ def mistake_in_words(
         return _no_such_key(match[1], conf, config_name, typed)
     if match := re.match(r"Could not append to config. An item is already at '([^']+)'", text):
         return f"{match[1]} is there already; write {match[1]}=... without the +"
-    if match := re.match(r"Could not delete '?([^'\s]+?)'?\. ", text):
+    if match := re.match(r"Could not delete (?:from config\. )?'(.+?)'", text):
         return f"~{match[1]}: there is no {match[1]} to leave out"
     if match := re.match(
         r"(Ambiguous value for argument|Sweep parameters) '(.*?)'( |$)", text, re.M
