@@ -187,7 +187,8 @@ HyraxVAE.load = _load  # type: ignore[attr-defined]
 def _new_vae(shape: tuple[int, ...], settings: Mapping[str, Any]) -> VAE:
     # in a function of its own: Lightning looks for hyper-parameters in the constructors that it is
     # called from, and one that a decorator has changed confuses it
-    return VAE(shape, **{group: settings.get(group) for group in GROUPS})
+    given: dict[str, Any] = {group: settings.get(group) for group in GROUPS}
+    return VAE(shape, **given)
 
 
 def _plain(settings: Any) -> Any:

@@ -138,7 +138,7 @@ def _first_layer(decoder: Any) -> str:
 
 def _of_alike(n_pose: int, n_units: int) -> Callable[..., dict[str, Any]]:
     def settings(model: dict[str, Any] | None, removed: Sequence[int]) -> dict[str, Any]:
-        found: dict[str, Any] = {"name": "conv"} if model is None else dict(model)
+        found: dict[str, Any] = {"name": "conv", **(model or {})}
         found["latent_dim"] = n_units - n_pose - len(removed)
         return _same_floor(found, n_units, removed)
 
