@@ -32,7 +32,7 @@ from vae_astro.folders import register_resolvers
 from vae_astro.outliers import outliers
 
 ROOT = Path(__file__).parents[2]
-quiet = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+quiet = pytest.mark.filterwarnings("ignore:.*validation_step.* but have no.*")
 
 
 class Harm:

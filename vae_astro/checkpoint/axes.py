@@ -110,6 +110,7 @@ class Axis:
 
         source = torch.cat([wide(self.source), wide(following.source + self.n_theirs)])
         weight = torch.cat([wide(self.weight), wide(following.weight)])
+        source = source.where(weight != 0, 0)  # of no entries at all none can be pointed at
         return Axis(source, weight, self.n_theirs + following.n_theirs, self.fresh)
 
     def keeping(self, fresh: float) -> Axis:
