@@ -312,7 +312,7 @@ def test_a_disk_that_fills_up_spoils_no_checkpoint(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vae_astro.checkpoint.torch.save", full)
+    monkeypatch.setattr("vae_astro.checkpoint.keeping.torch.save", full)
     with pytest.raises(InputError, match=r"cannot write .*No space left on device.*resume="):
         AtomicCheckpoints().save_checkpoint({"step": 2}, target)
     assert torch.load(target, weights_only=True) == {"step": 1}

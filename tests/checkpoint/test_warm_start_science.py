@@ -30,8 +30,8 @@ def elbo(folder: Path, name: str, *overrides: str) -> float:
     """Validation ELBO of a run in nats per stamp."""
     register_resolvers()
     asked = [
-        "data=simulated", "data.n_stamps=600", "data.size=32", f"data.store_dir={folder / 'stores'}",
-        f"data.root={folder}/stamps-${{data.size}}", "data.batch_size=32", "trainer=cpu",
+        "data=simulated", "data.n_stamps=600", "data.size=32", "data.batch_size=32", "trainer=cpu",
+        f"data.store_dir={folder / 'stores'}", f"data.root={folder}/stamps-${{data.size}}",
         "trainer.check_val_every_n_epoch=1", "callbacks.progress=false", "callbacks.time_share=0",
         "collapse.forecast_stamps=0", *overrides,
     ]  # fmt: skip
