@@ -183,7 +183,7 @@ def test_what_is_left_out_is_named() -> None:
         (["latent_dim=3"], "latent_dim is no setting; did you mean model.latent_dim?"),
         (["max_epochs=3"], "max_epochs is no setting; did you mean trainer.max_epochs?"),
         (["model=conf"], "model=conf is no choice; did you mean model=conv? there are conv"),
-        (["experiment=nosuch"], "experiment=nosuch is no choice; there are classes"),
+        (["experiment=nosuch"], "experiment=nosuch is no choice; there are beta_sweep, classes"),
         (["modle=conv"], "modle is no setting; did you mean model=conv|"),
         (["data.root=/sky/run=3"], "quotes within quotes: 'data.root=\"/sky/run=3\"'"),
         (["foo"], "'foo' is not key=value; --help lists what can be set"),
@@ -270,7 +270,9 @@ def test_help_of_a_script_lists_its_keys(name: str) -> None:
     assert "hydra" not in shown
 
 
-@pytest.mark.parametrize("overrides", [["data.size=3.5"], ["-m", "beta.end=1,ten"]])
+@pytest.mark.parametrize(
+    "overrides", [["data.size=3.5"], pytest.param(["-m", "beta.end=1,ten"], marks=pytest.mark.slow)]
+)
 def test_a_command_with_a_mistake_leaves_nothing_behind(
     overrides: list[str], tmp_path: Path
 ) -> None:

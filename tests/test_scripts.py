@@ -68,9 +68,9 @@ def test_forecast_prints_a_table_and_writes_json_and_figure(sky: Path) -> None:
     [
         ("data.root=constant.fits", "do not differ"),
         ("data.root=nowhere", "data.root"),
-        ("model.latent_dim=0", "model.latent_dim"),
-        ("beta.end=-1", "beta.end"),
-        ("n_stamps=1", "n_stamps"),
+        pytest.param("model.latent_dim=0", "model.latent_dim", marks=pytest.mark.slow),
+        pytest.param("beta.end=-1", "beta.end", marks=pytest.mark.slow),
+        pytest.param("n_stamps=1", "n_stamps", marks=pytest.mark.slow),
     ],
 )
 def test_forecast_refuses_in_one_line(sky: Path, override: str, message: str) -> None:

@@ -136,6 +136,8 @@ def check(settings: dict[str, Any], run_dir: Path) -> Checked:
         _refuse_taken(run_dir)
     resume = find_checkpoint("resume", settings["resume"]) if settings["resume"] else None
     start = find_checkpoint("init_from", settings["init_from"]) if settings["init_from"] else None
+    if start is not None:
+        load_checkpoint(start)  # a damaged one is refused before anything is read or packed
     attempt = new_attempt(settings, run_dir, _rescues_behind(resume))
     trainer = attempt.trainer
     progress = settings["callbacks"]["progress"] and trainer.is_global_zero

@@ -162,7 +162,8 @@ def test_it_is_off_unless_asked_for():
         (None, "optim.aggressive must be true, false or settings such as {max_fraction: 0.25}, got "
          "None"),
         (3, "optim.aggressive must be true, false or settings such as {max_fraction: 0.25}, got 3"),
-        ({"windows": 3}, "optim.aggressive has no setting optim.aggressive.windows; it has "
+        ({"windows": 3}, "optim.aggressive has no setting optim.aggressive.windows; did you mean "
+                          "optim.aggressive.window_steps? it has "
          "window_steps, max_encoder_steps, patience, max_fraction"),
         ({"window_steps": 0}, "optim.aggressive.window_steps must be at least 1, got 0"),
         ({"max_encoder_steps": 0}, "optim.aggressive.max_encoder_steps must be at least 1, got 0"),

@@ -164,3 +164,15 @@ def test_a_folder_without_a_run_is_refused_by_name(tmp_path: Path, name: str) ->
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=f"{name} .*runs/NAME"):
         read_run(tmp_path / name)
+
+
+def test_a_strangers_folder_learns_nothing_of_this_computer(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "told")
+    asking = CONFIG.replace("seed: 0", "seed: ${oc.env:SECRET}")
+    (run_dir / ".hydra" / "config.yaml").write_text(asking)
+    found = read_run(run_dir)
+    assert found.config == {}
+    assert "${oc.env:SECRET}" in " ".join(found.damaged)
+    assert "told" not in str(found)

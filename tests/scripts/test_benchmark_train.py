@@ -160,6 +160,7 @@ def test_a_row_that_is_not_there_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_training_beside_a_bare_loop(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- training: begin -->\n<!-- training: end -->\n")

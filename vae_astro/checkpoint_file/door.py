@@ -17,13 +17,9 @@ from vae_astro.errors import InputError
 __all__ = ["load_checkpoint"]
 
 EXPECTED = "give a run folder or a .ckpt file of one"
-NEEDED: dict[str, type | tuple[type, ...]] = {
-    "state_dict": dict,
-    "hyper_parameters": dict,
-    "global_step": int,
-    "epoch": int,
-    "callbacks": dict,
-}
+NEEDED: dict[str, type] = {"state_dict": dict, "hyper_parameters": dict}
+OF_A_RUN: dict[str, type] = {"global_step": int, "epoch": int, "callbacks": dict}
+"""What is there too, unless only the model was kept, as `vae_astro.export` does."""
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -119,6 +115,9 @@ def _check(checkpoint: dict[str, Any], path: Path) -> None:
     for key, kind in NEEDED.items():
         if not isinstance(checkpoint.get(key), kind):
             raise _incomplete(path, f"{key} is missing")
+    for key, kind in OF_A_RUN.items():
+        if not isinstance(checkpoint.get(key, kind()), kind):
+            raise _incomplete(path, f"{key} is a {type(checkpoint[key]).__name__}")
     for name, value in checkpoint["state_dict"].items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise _incomplete(path, f"state_dict[{name!r}] is no tensor")

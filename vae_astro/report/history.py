@@ -173,6 +173,9 @@ def _composed(record: Path, folder: Path) -> tuple[Any, list[str]]:
     if not OmegaConf.is_dict(config):
         raise ValueError("config.yaml holds no settings")
     config.run_dir = str(folder)  # it was asked of a resolver, which would make a new one up
+    # resolvers look around on this computer, and the folder may be a stranger's
+    if asked := re.search(r"\$\{[^}$]*:[^}]*\}", OmegaConf.to_yaml(config)):
+        raise ValueError(f"config.yaml asks for {asked[0]} to be filled in")
     path = record / "overrides.yaml"
     typed: Any = OmegaConf.load(path) if path.is_file() else []
     return config, [str(override) for override in typed]
