@@ -172,7 +172,7 @@ ENDLESS.append(ENDLESS)
         (pop("state_dict"), "state_dict is missing"),
         (pop("hyper_parameters"), "hyper_parameters is missing"),
         (put([1], "hyper_parameters"), "hyper_parameters is missing"),
-        (pop("global_step"), "global_step is missing"),
+        (put("x", "global_step"), "global_step is a str"),
         (put(3, "state_dict", "a"), r"state_dict\['a'\] is no tensor"),
         (pop("vae_astro", "total_steps"), "total_steps is missing"),
         (put(torch.ones(1), "hyper_parameters", "band_names"), "is a Tensor, not plain Python"),

@@ -306,7 +306,7 @@ def _settle(spectrum: Spectrum, latent_dim: int, weight: float) -> tuple[np.ndar
         survives = leading > weight
         parts = roots[:, None] * vectors[:, :latent_dim][:, survives]
         # variance of each surviving direction in each band, in units of the collapsed state's
-        variances = np.einsum("qk,cqr,rk->ck", parts, spectrum.overlap, parts)
+        variances = ((spectrum.overlap @ parts) * parts).sum(axis=1)
         explained = variances @ (1 - weight / leading[survives])
         after = (spectrum.variance - explained) / spectrum.fitting_variance
         after = np.maximum(after, 1e-12)
@@ -324,9 +324,8 @@ def _principal(
     if len(scale) == 1:  # one variance for all pixels turns nothing
         return roots**2 / scale[0], np.eye(len(roots))
     gram = roots[:, None] * np.tensordot(1 / scale, overlap, axes=1) * roots
-    with threadpool_limits(
-        1
-    ):  # on busy cores threads cost a small matrix a thousand times its work
+    # on busy cores threads cost a small matrix a thousand times its work
+    with threadpool_limits(1):
         values, vectors = np.linalg.eigh(gram)
     return np.maximum(values[::-1], 0), vectors[:, ::-1]
 
