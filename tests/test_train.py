@@ -208,7 +208,7 @@ def test_resume_refuses_another_model_and_a_run_without_checkpoint(
     assert "Traceback" not in done.stdout + done.stderr
     (tmp_path / "empty").mkdir()
     done = run_train(tmp_path, "resume=empty", expect=2)
-    assert "holds no checkpoint" in done.stdout
+    assert "holds no checkpoint" in done.stderr
 
 
 def test_init_from_takes_the_best_and_resume_the_last(tmp_path: Path) -> None:
