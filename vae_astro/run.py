@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import random
+import shlex
 import sys
 import time
 import warnings
@@ -264,6 +265,7 @@ def _circumstances(fitted: _Fitted, best: Path, datamodule: StampDataModule) -> 
         beta_moves=fitted.vae.schedule.controller is not None,
         end_state=monitor.health.state if monitor.health else "starting",
         rescues=tuple(f"{record['kind']}, {_told(record)}" for record in monitor.rescues),
+        run=shlex.quote(str(best.parent.parent)),
     )
 
 

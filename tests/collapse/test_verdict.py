@@ -277,6 +277,18 @@ def test_a_network_that_does_not_use_its_code_is_told_in_full() -> None:
     )
 
 
+def test_a_run_of_a_few_steps_is_not_called_a_broken_network() -> None:
+    told = explain(judged_as(0.0, 0.0), SOUND, None, Circumstances(14))
+    assert told.cause == "14 steps are too few to tell."
+    assert told.change == "a longer run, trainer.max_epochs"
+
+
+def test_the_audit_is_asked_of_this_run() -> None:
+    told = explain(judged_as(0.0, 0.0), SOUND, None, Circumstances(1000, run="'my runs/1'"))
+    assert told.change is not None
+    assert told.change.endswith("scripts/audit.py checkpoint='my runs/1'")
+
+
 def test_a_run_too_short_is_told_in_full() -> None:
     assert paragraph(0.0, 0.0, of=SOUND, still_rising=True) == (
         f"{DEAD} {FORECAST_SOUND}; it did not come so. Cause: the run was too short: after 1000 "

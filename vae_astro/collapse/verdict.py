@@ -109,6 +109,8 @@ class Circumstances:
         The monitor's at the end of the run.
     rescues : tuple of str
         What was changed on the way, in words, one for each rescue.
+    run : str
+        Its folder, as a shell takes it.
     """
 
     total_steps: int
@@ -117,6 +119,7 @@ class Circumstances:
     beta_moves: bool = False
     end_state: str = "healthy"
     rescues: tuple[str, ...] = ()
+    run: str = "RUN"
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,8 @@ def explain(
     return Explanation(" ".join(parts), cause, change)
 
 
+FEW_STEPS = 100
+"""Optimiser steps below which a code that says nothing may just not have been learned."""
 RISES = 1.25
 """Growth of the KL over the last fifth of a run from which it was still learning."""
 
@@ -238,10 +243,15 @@ def _cause_and_change(
             f"the run was too short: after {run.total_steps} steps the KL was still rising.",
             "a longer run, trainer.max_epochs",
         )
+    if verdict.verdict == "full" and run.total_steps < FEW_STEPS:
+        return (
+            f"{run.total_steps} steps are too few to tell.",
+            "a longer run, trainer.max_epochs",
+        )
     if verdict.verdict == "full":
         return (
             "not the weight of the KL, which leaves room for a code; the network does not use it.",
-            "an audit of the network, python scripts/audit.py checkpoint=RUN",
+            f"an audit of the network, python scripts/audit.py checkpoint={run.run}",
         )
     return (
         "the network gathers what the loss pays for in fewer units than it has; "

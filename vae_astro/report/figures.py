@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from vae_astro.collapse.units import FULL_COLLAPSE_NATS
+
 __all__ = [
     "beside",
     "image_grid",
@@ -169,7 +171,8 @@ def kl_history(steps: Sequence[int], kl_per_unit: np.ndarray) -> Figure:
         kl_per_unit[:, order].T,
         cmap="magma",
         vmin=0,
-        vmax=max(float(kl_per_unit[len(steps) // 2 :].max()), 1e-12),
+        # what is next to nothing shall not look like something
+        vmax=max(float(kl_per_unit[len(steps) // 2 :].max()), FULL_COLLAPSE_NATS),
     )
     ticks = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 8)).astype(int))
     ax.set_xticks(ticks + 0.5, [str(steps[tick]) for tick in ticks])
@@ -210,6 +213,7 @@ def spectrum(
         if chosen.any():
             ax.bar(direction[chosen], values[chosen], color=colour, width=0.85, label=label)
     ax.set_yscale("log")
+    backed = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     drawn = [value for value in (threshold, other) if value]
     positive = values[values > 0]
     top = max([*positive[:1], *drawn], default=1.0)
@@ -220,19 +224,19 @@ def spectrum(
     if threshold > 0:
         ax.axhline(threshold, color="#d55e00", lw=1.8)
         label = f"threshold  beta s$^2$ = {threshold:.3g} "
-        ax.text(edge, 1.12 * threshold, label, color="#d55e00", ha="right", va="bottom")
+        ax.text(0.995 * edge, 1.15 * threshold, label, color="#b34700", ha="right", va="bottom",
+                bbox=backed)  # fmt: skip
     if other:
         ax.axhline(other, color="#d55e00", lw=1, ls=":")
         label = f"at its lowest beta {other:.3g} "
-        backed = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        ax.text(0.995 * edge, 1.15 * other, label, color="#d55e00", ha="right", va="bottom",
+        ax.text(0.995 * edge, 1.15 * other, label, color="#b34700", ha="right", va="bottom",
                 fontsize=8, bbox=backed)  # fmt: skip
     if latent_dim < len(values):
         ax.axvline(latent_dim + 0.5, color="0.3", lw=0.8, ls="--")
         ax.text(latent_dim + 0.7, 3 * top, f"{latent_dim} latent units", color="0.3", fontsize=8)
     ax.set_xlabel("direction of the stamps, strongest first")
-    ax.set_ylabel("variance of the stamps along it")
-    ax.legend(loc="upper right", frameon=False, fontsize=8, bbox_to_anchor=(1, 0.97))
+    ax.set_ylabel("variance of the stamps along it, as beta s$^2$")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     n = int((survives & held).sum())
     figure.suptitle(
         f"{n} of {latent_dim} latent units have something to say"

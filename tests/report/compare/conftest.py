@@ -60,7 +60,7 @@ def write_run(tmp_path: Path) -> WriteRun:
                     "latent_dim": 4,
                     "forecast": {"kl_nats": 6.0},
                 },
-                "classes": {"nmi": nmi, "ari": nmi, "nmi_pca": 0.3},
+                "classes": {"nmi": nmi, "ari": nmi, "nmi_pca": 0.3, "ari_pca": 0.2},
                 "data": {"n_val": 30},
                 "timing": {
                     "seconds_total": 125.0,

@@ -112,7 +112,8 @@ def _draw_figures(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
     axes[3].set_title("| latent units", fontsize=8)
     _draw_dots(axes[4], rows, lambda row: row.nmi, "NMI with the labels", lambda row: row.nmi_pca)
     axes[4].set_title("| NMI of PCA", fontsize=8)
-    _draw_dots(axes[5], rows, lambda row: row.ari, "ARI with the labels")
+    _draw_dots(axes[5], rows, lambda row: row.ari, "ARI with the labels", lambda row: row.ari_pca)
+    axes[5].set_title("| ARI of PCA", fontsize=8)
     _draw_dots(axes[6], rows, lambda row: row.stamps_per_second, "training stamps / s")
     axes[6].set_title("at the right: the whole run", fontsize=8)
     for k, row in enumerate(rows):

@@ -56,7 +56,7 @@ class Row:
     rate_nats, distortion_nats : float or None
         KL and minus the reconstruction at the last validation, where the weight is ``beta``: the
         best checkpoint may be of a step where it was another.
-    nmi, ari, nmi_pca : float or None
+    nmi, ari, nmi_pca, ari_pca : float or None
         Clusters against labels, on the latents and on PCA.
     stamps_per_second, seconds_fit, seconds_total : float or None
         Speed of training, and time.
@@ -82,6 +82,7 @@ class Row:
     nmi: float | None
     ari: float | None
     nmi_pca: float | None
+    ari_pca: float | None
     stamps_per_second: float | None
     seconds_fit: float | None
     seconds_total: float | None
@@ -231,6 +232,7 @@ def _row_of(run: Run, group: str) -> Row:
         nmi=of("classes.nmi"),
         ari=of("classes.ari"),
         nmi_pca=of("classes.nmi_pca"),
+        ari_pca=of("classes.ari_pca"),
         stamps_per_second=of("timing.train_stamps_per_second"),
         seconds_fit=of("timing.seconds_fit"),
         seconds_total=of("timing.seconds_total"),
