@@ -90,3 +90,14 @@ def test_training_says_its_epoch_and_values(clock: Any, capsys: pytest.CaptureFi
         "training: 30 of 100 (30 %), 1 step/s, 70 s left",
         "  epoch 2 of 4, val/elbo_nats -5.5",
     ]
+
+
+def test_one_process_of_many_speaks(clock: Any, capsys: pytest.CaptureFixture) -> None:
+    lines = ProgressLines()
+    trainer: Any = SimpleNamespace(is_global_zero=False, num_predict_batches=[50])
+    lines.setup(trainer, torch.nn.Module(), "predict")  # as Lightning does in the others
+    lines.on_predict_start(trainer, torch.nn.Module())
+    for k in range(50):
+        clock.s += 10
+        lines.on_predict_batch_end(trainer, torch.nn.Module(), None, None, k)
+    assert capsys.readouterr().err == ""

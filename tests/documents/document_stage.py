@@ -88,7 +88,7 @@ def build(stage: Path) -> Path:
 
 
 def _alerts(stage: Path, stamps: np.ndarray) -> None:
-    """Packets like ZTF's below ``ztf_alerts``, and made-up labels in ``labels.csv``."""
+    """Packets like ZTF's below ``ztf_alerts``, and made-up labels, also of ``FOLDER``, in ``labels.csv``."""
     folder = stage / "ztf_alerts"
     folder.mkdir()
     cutout = {
@@ -115,6 +115,8 @@ def _alerts(stage: Path, stamps: np.ndarray) -> None:
         with (folder / f"{k}.avro").open("wb") as file:
             fastavro.writer(file, schema, [record])
         labels.append(f"{k}.avro,{('asteroid', 'star', 'bogus')[k % 3]}")
+    files = sorted((stage / "FOLDER").glob("*/*.fits"))
+    labels += [f"{file.parent.name}/{file.name},kind {k % 3}" for k, file in enumerate(files)]
     (stage / "labels.csv").write_text("\n".join(labels) + "\n")
 
 

@@ -108,7 +108,7 @@ def follow(page: Path, steps: list[Block | Command], stage: Path) -> list[str]:
 
 def in_shell(text: str) -> list[str]:
     if text.startswith("tensorboard "):  # it goes on until it is stopped
-        text = f"timeout 20 {text} --port 0; test $? -eq 124"
+        text = f"timeout 10 {text} --port 0 || test $? -eq 124"
     return ["bash", "-euo", "pipefail", "-c", text]
 
 

@@ -54,6 +54,15 @@ class ProgressLines(LightningBar):
     def __init__(self) -> None:
         super().__init__()
         self._lines: Sparse | None = None
+        self._speaks = True
+
+    def disable(self) -> None:
+        """Say nothing: Lightning asks all processes but the first."""
+        self._speaks = False
+
+    def enable(self) -> None:
+        """Say it again."""
+        self._speaks = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See Lightning."""
@@ -69,7 +78,7 @@ class ProgressLines(LightningBar):
         batch_idx: int,
     ) -> None:
         """See Lightning."""
-        if self._lines is not None and self._lines.update():
+        if self._speaks and self._lines is not None and self._lines.update():
             shown = dict(self.get_metrics(trainer, pl_module))
             if isinstance(pl_module, VAE):
                 shown |= pl_module.shown
@@ -91,7 +100,7 @@ class ProgressLines(LightningBar):
         dataloader_idx: int = 0,
     ) -> None:
         """See Lightning."""
-        if self._lines is not None:
+        if self._speaks and self._lines is not None:
             self._lines.update()
 
 
