@@ -500,3 +500,18 @@ def test_large_stamps_are_held_until_the_bound_before_the_first_step(
         batches()
     )
     assert taken == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "bands", "words"),
+    [
+        ((1, 32, 32), ["g", "r"], "stamp_shape has 1 bands, band_names 2: g, r"),
+        ((0, 32, 32), None, "stamp_shape has 0 bands"),
+        ((32, 32), None, r"must be \(bands, height, width\), got \(32, 32\)"),
+        (32, None, "must be"),
+        (("a", 2, 3), None, "must be"),
+    ],
+)
+def test_bands_must_be_what_the_shape_says(shape: Any, bands: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        VAE(shape, band_names=bands)

@@ -224,6 +224,8 @@ def _training_stamps(
         module.setup()
         return lambda: module.training_sample(n_stamps), module.store.stamp_shape
     whole = normalized_stamps(stamps, normalizer)
+    if len(whole["image"]) < 2:  # its eight poses would pass for as many stamps
+        raise InputError("a forecast needs at least 2 stamps that differ, there is 1")
     return lambda: _posed(whole, n_stamps, seed), tuple(whole["image"].shape[1:])
 
 

@@ -17,7 +17,7 @@ from vae_astro.data.batches import share_of_batch
 from vae_astro.data.datamodule import DEFAULT_SIZE, LARGEST_SEED, StampDataModule
 from vae_astro.data.simulated import is_finished, settings_of
 from vae_astro.errors import InputError
-from vae_astro.folders import is_first_process
+from vae_astro.folders import is_first_process, run_folder_of
 from vae_astro.hardware import batch_size_for
 from vae_astro.settings import check_bool, check_int, check_text, nearest
 from vae_astro.training import Attempt, new_attempt, new_vae
@@ -132,7 +132,8 @@ def check(settings: dict[str, Any], run_dir: Path) -> Checked:
         if settings[key] is not None:
             check_text(key, settings[key])
     _refuse_run_dir(run_dir)
-    if not settings["resume"]:
+    going_on = run_folder_of(settings["resume"]) if settings["resume"] else None
+    if going_on is None or going_on.resolve() != run_dir.resolve():
         _refuse_taken(run_dir)
     resume = find_checkpoint("resume", settings["resume"]) if settings["resume"] else None
     start = find_checkpoint("init_from", settings["init_from"]) if settings["init_from"] else None

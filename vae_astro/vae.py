@@ -108,7 +108,12 @@ class VAE(ArrayCalls):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        n_bands, height, width = (int(n) for n in stamp_shape)
+        try:
+            n_bands, height, width = (int(n) for n in stamp_shape)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"stamp_shape must be (bands, height, width), got {stamp_shape!r}"
+            ) from error
         if height != width or height < SMALLEST_STAMP:
             raise InputError(
                 f"stamps are {height}x{width}; they must be square and at least {SMALLEST_STAMP} "
@@ -116,6 +121,11 @@ class VAE(ArrayCalls):
             )
         self.stamp_shape = (n_bands, height, width)
         self.band_names = list(band_names or (f"band{band}" for band in range(n_bands)))
+        if n_bands < 1 or len(self.band_names) != n_bands:
+            raise InputError(
+                f"stamp_shape has {n_bands} bands, band_names {len(self.band_names)}: "
+                f"{', '.join(self.band_names)}"
+            )
         self.normalizer = construct("data.normalize", Normalizer, normalize or {})
         self.network = build(
             "model",

@@ -175,6 +175,8 @@ ENDLESS.append(ENDLESS)
         (put("x", "global_step"), "global_step is a str"),
         (put(3, "state_dict", "a"), r"state_dict\['a'\] is no tensor"),
         (pop("vae_astro", "total_steps"), "total_steps is missing"),
+        (put(torch.eye(2).to_sparse(), "state_dict", "a"), "has no real numbers, one for each"),
+        (put(torch.zeros(2, dtype=torch.complex64), "state_dict", "a"), "has no real numbers"),
         (put(torch.ones(1), "hyper_parameters", "band_names"), "is a Tensor, not plain Python"),
         (put({1: 2}, "hyper_parameters", "model"), "the key 1, which is no text"),
         (put(ENDLESS, "hyper_parameters", "band_names"), "without end"),

@@ -19,6 +19,7 @@ from astropy.nddata import (
     StdDevUncertainty,
     VarianceUncertainty,
 )
+from astropy.utils.masked import Masked
 
 from vae_astro.data.given import given_stamps
 from vae_astro.data.raw import RawStamps, in_batches
@@ -207,3 +208,22 @@ def test_files_that_cannot_be_used_are_named(folder: Path) -> None:
     (folder / "text.txt").write_text("no image")
     with pytest.raises(InputError, match=r"^[^=]*text\.txt holds 1 file, none ending in \.fits"):
         whole(folder / "text.txt")
+
+
+def test_masked_arrays_and_quantities_of_astropy_lose_no_mask() -> None:
+    pixels = np.full((2, 20, 20), 7.0)
+    is_bad = np.zeros(pixels.shape, bool)
+    is_bad[0, 3, 4] = True
+    for given in (Masked(pixels, mask=is_bad), Masked(pixels * units.adu, mask=is_bad)):
+        assert np.isnan(whole(given).pixels[:, 0]).tolist() == is_bad.tolist()
+
+
+@pytest.mark.parametrize("size", [5, 5000])
+def test_a_size_that_no_model_takes_is_refused_in_a_list_too(size: int) -> None:
+    with pytest.raises(InputError, match=f"so {size}x{size} pixels each; they must be 16 to"):
+        whole([np.ones((20, 20)), np.ones((size, size))])
+
+
+def test_a_name_that_is_too_long_is_refused_as_others_are() -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        whole("x" * 5000)

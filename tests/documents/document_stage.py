@@ -88,7 +88,7 @@ def build(stage: Path) -> Path:
 
 
 def _alerts(stage: Path, stamps: np.ndarray) -> None:
-    """Packets like ZTF's below ``ztf_alerts``, and made-up labels, also of ``FOLDER``, in ``labels.csv``."""
+    """Packets like ZTF's below ``ztf_alerts``; labels of them and of ``FOLDER``, made up."""
     folder = stage / "ztf_alerts"
     folder.mkdir()
     cutout = {

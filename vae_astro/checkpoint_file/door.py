@@ -121,6 +121,8 @@ def _check(checkpoint: dict[str, Any], path: Path) -> None:
     for name, value in checkpoint["state_dict"].items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise _incomplete(path, f"state_dict[{name!r}] is no tensor")
+        if value.layout != torch.strided or value.is_meta or value.is_complex():
+            raise _incomplete(path, f"state_dict[{name!r}] has no real numbers, one for each place")
     ours = checkpoint["vae_astro"]
     steps = ours.get("total_steps")
     if isinstance(steps, bool) or not isinstance(steps, int) or not isinstance(ours["state"], dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from vae_astro.errors import InputError
@@ -30,8 +31,8 @@ def find_checkpoint(key: str, path: str) -> Path:
     names = ("last.ckpt",) if key == "resume" else ("best.ckpt", "last.ckpt")
     folders = (given / "checkpoints", given)
     for candidate in (given, *(folder / name for name in names for folder in folders)):
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # False for a name that is too long, too
             return candidate
-    if not given.exists():
+    if not os.path.exists(given):
         raise InputError(f"{key}={path} does not exist; give a run folder or a .ckpt file")
     raise InputError(f"{key}={path} holds no checkpoint: there is no checkpoints/{names[0]} in it")

@@ -65,8 +65,14 @@ def rebuilt(
             f"{_way_out(checkpoint)}"
         ) from e
     _refuse_other_weights(model, checkpoint, found)
-    model.load_state_dict(checkpoint["state_dict"])
-    model.on_load_checkpoint(checkpoint)
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+        model.on_load_checkpoint(checkpoint)
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+        raise InputError(
+            f"{found}: its weights or state are damaged ({' '.join(str(error).split())}); "
+            f"{_way_out(checkpoint)}"
+        ) from error
     model.to(torch.device(device))
     return model
 

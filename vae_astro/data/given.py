@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union
 
 import numpy as np
 import torch
 
-from vae_astro.data.raw import RawStamps, as_stamps, filled
+from vae_astro.data.raw import RawStamps, as_stamps, filled, refuse_other_sizes
 from vae_astro.data.sources.fits.reader import FitsReader
 from vae_astro.data.sources.root import open_root
 from vae_astro.data.stamp import Reject, Stamp, fit_to_size
@@ -57,8 +56,8 @@ def given_stamps(
         noise = None if leaf.noise is None else leaf.noise.reshape(pixels.shape)
         return iter([RawStamps(pixels, noise)])
     for name in names:  # a name that is wrong is told before a file is read
-        if "://" not in name and not Path(name).exists():
-            raise InputError(f"{name} does not exist; give a FITS file or a folder of them")
+        if "://" not in name and not os.path.exists(name):
+            raise InputError(f"{name!r} does not exist; give a FITS file or a folder of them")
     return _from_files(names, band_names)
 
 
@@ -142,6 +141,8 @@ def _alike(parts: list[np.ndarray], size: int | None) -> list[np.ndarray]:
             f"the list holds stamps of the shapes {shapes[0]} and {shapes[1]}; they must have the "
             "same bands" + (" and the same size" if size is None else "")
         )
+    for shape in shapes:
+        refuse_other_sizes(shape)
     return [fit_to_size(filled(part), size) for part in parts]
 
 

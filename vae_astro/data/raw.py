@@ -13,7 +13,7 @@ from vae_astro.data.stamp import LARGEST_STAMP, SMALLEST_STAMP, fit_to_size
 from vae_astro.errors import InputError
 from vae_astro.settings import check_int
 
-__all__ = ["RawStamps", "as_stamps", "filled", "in_batches"]
+__all__ = ["RawStamps", "as_stamps", "filled", "in_batches", "refuse_other_sizes"]
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,18 @@ def as_stamps(raw: np.ndarray, band_names: Sequence[str] | None) -> np.ndarray:
             f"stamps have shape {given} of {raw.dtype}; {_wanted(n_bands, band_names)}"
             + ("; the bands come before the rows: np.moveaxis(stamps, -1, -3)" * bands_last)
         )
-    height, width = raw.shape[2:]
+    refuse_other_sizes(given)
+    return raw
+
+
+def refuse_other_sizes(shape: tuple[int, ...]) -> None:
+    """Raise `InputError` unless stamps of this shape have a size that a model can take."""
+    height, width = shape[-2:]
     if min(height, width) < SMALLEST_STAMP or max(height, width) > LARGEST_STAMP:
         raise InputError(
-            f"stamps have shape {given}, so {height}x{width} pixels each; they must be "
-            f"{SMALLEST_STAMP} to {LARGEST_STAMP} pixels wide and high, and "
-            f"{_wanted(n_bands, band_names)}"
+            f"stamps have shape {shape}, so {height}x{width} pixels each; they must be "
+            f"{SMALLEST_STAMP} to {LARGEST_STAMP} pixels wide and high"
         )
-    return raw
 
 
 def filled(pixels: np.ndarray) -> np.ndarray:

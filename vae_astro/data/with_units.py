@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from astropy import units
 from astropy.nddata import NDData, NDUncertainty, StdDevUncertainty
+from astropy.utils.masked import Masked
 
 from vae_astro.data.raw import filled
 from vae_astro.errors import InputError
@@ -26,6 +27,10 @@ def taken_apart(stamps: Any) -> Parts | None:
     """
     if isinstance(stamps, NDData):
         return _of_nddata(stamps)
+    if isinstance(stamps, Masked):
+        pixels, unit = stamps.unmasked, getattr(stamps, "unit", None)
+        pixels = np.where(stamps.mask, np.float32(np.nan), filled(np.asarray(pixels)))
+        return pixels, None, unit
     if isinstance(stamps, units.Quantity):
         return stamps.value, None, stamps.unit
     return None
