@@ -13,6 +13,12 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from vae_astro.command.endings import run
+from vae_astro.command.help import register_help
+
+CONF = Path(__file__).parents[1] / "conf"
+register_help(CONF)
+
 
 @hydra.main(config_path="../conf", config_name="compare", version_base="1.3")
 def main(cfg: DictConfig) -> None:
@@ -44,7 +50,4 @@ def with_paths_as_a_key(arguments: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     sys.argv[1:] = with_paths_as_a_key(sys.argv[1:])
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    run(main, "compare", CONF)

@@ -5,62 +5,20 @@ python scripts/convert.py loss=mse reduction=pixel_mean kl_reduction=unit_mean l
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-KEYS = """\
-  loss=mse                     mse, sse, half_mse, half_sse, gaussian, bce, l1
-  weight=1                     factor on the KL
-  reduction=                   pixel_sum, pixel_mean, band_mean; by default that of its name
-  kl_reduction=unit_sum        unit_sum, unit_mean, pixel_mean
-  shape=                       63x63 or 3x64x64, where a mean over pixels or bands needs it
-  latent_dim=                  latent units, where a mean over units needs it
-  reconstruction_weight=1      factor on the reconstruction
-  batch_reduction=batch_mean   batch_mean, batch_sum: of the reconstruction over the batch
-  kl_batch_reduction=batch_mean
-  batch_size=                  stamps in a batch, where these two differ
-  sigma=                       of loss=gaussian; elsewhere the sigma at which beta is told
-  mean_pixel=                  of loss=bce, between 0 and 1
-  scale=                       of loss=l1: mean absolute residual of a pixel
-  eigenvalue=                  largest of the covariance of your pixels: is collapse certain?
-  wanted_beta_s2=              which weight gives this one?"""
+from vae_astro.command.endings import run
+from vae_astro.command.help import register_help
 
-ConfigStore.instance().store(
-    "convert",
-    {
-        "defaults": [
-            "_self_",
-            {"override hydra/job_logging": "none"},
-            {"override hydra/hydra_logging": "none"},
-        ],
-        "loss": "mse",
-        "weight": 1.0,
-        "reduction": None,
-        "kl_reduction": "unit_sum",
-        "shape": None,
-        "latent_dim": None,
-        "reconstruction_weight": 1.0,
-        "batch_reduction": "batch_mean",
-        "kl_batch_reduction": "batch_mean",
-        "batch_size": None,
-        "sigma": None,
-        "mean_pixel": None,
-        "scale": None,
-        "eigenvalue": None,
-        "wanted_beta_s2": None,
-        "hydra": {
-            "run": {"dir": "."},
-            "output_subdir": None,
-            "help": {"template": f"{__doc__}\n{KEYS}\n"},
-        },
-    },
-)
+CONF = Path(__file__).parents[1] / "conf"
+register_help(CONF)
 
 
-@hydra.main(config_path=None, config_name="convert", version_base="1.3")
+@hydra.main(config_path="../conf", config_name="convert", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Print what the loss comes to."""
     from vae_astro.collapse.convert import convert_loss
@@ -84,4 +42,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "convert", CONF)

@@ -5,14 +5,19 @@ python scripts/export.py checkpoint=runs/NAME out=FOLDER prune=true formats=[che
 """
 
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from vae_astro.command.endings import run
+from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
+CONF = Path(__file__).parents[1] / "conf"
 register_resolvers()
+register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="export", version_base="1.3")
@@ -36,7 +41,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    run(main, "export", CONF)

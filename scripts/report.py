@@ -5,9 +5,16 @@ python scripts/report.py run=runs/NAME classes=FOLDER outliers=FILE.parquet
 """
 
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
+
+from vae_astro.command.endings import run
+from vae_astro.command.help import register_help
+
+CONF = Path(__file__).parents[1] / "conf"
+register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="report", version_base="1.3")
@@ -25,7 +32,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    run(main, "report", CONF)

@@ -5,13 +5,16 @@ python scripts/sample.py checkpoint=runs/NAME n=1000 seed=1 out=samples.fits
 """
 
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vae_astro.folders import register_resolvers
+from vae_astro.command.endings import run
+from vae_astro.command.help import register_help
 
-register_resolvers()
+CONF = Path(__file__).parents[1] / "conf"
+register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="sample", version_base="1.3")
@@ -30,7 +33,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    run(main, "sample", CONF)

@@ -137,6 +137,7 @@ def test_samples_follow_the_seed_and_not_the_batches() -> None:
         (lambda vae: vae.sample(0), "n must be at least 1, got 0"),
         (lambda vae: vae.sample(2.5), "n must be a whole number"),
         (lambda vae: vae.sample(2, seed=-1), "seed must be at least 0"),
+        (lambda vae: vae.sample(2, seed=2**70), "seed must be at most 4294967295"),
         (lambda vae: vae.embed(np.zeros((2, SIZE, SIZE)), batch_size=0), "batch_size must be"),
         (lambda vae: vae.embed(np.zeros((2, 3, SIZE, SIZE))), r"takes \(N, 1, H, W\)"),
     ],

@@ -270,16 +270,34 @@ def test_help_of_a_script_lists_its_keys(name: str) -> None:
     assert "hydra" not in shown
 
 
+def as_typed(command: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / command), *words],
+        cwd=folder, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["export", "sample", "compare", "report", "convert"])
+def test_a_script_helps_and_names_a_mistyped_key_in_one_line(name: str, tmp_path: Path) -> None:
+    key = FILES.keys(None, name)[0].name
+    shown = as_typed(f"scripts/{name}.py", tmp_path, "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f"  {key}=" in shown.stdout
+    assert f"python scripts/{name}.py" in shown.stdout
+    assert ("Groups and their choices" in shown.stdout) == bool(FILES.chosen(name))
+    done = as_typed(f"scripts/{name}.py", tmp_path, f"{key}x=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {key}x is no setting; did you mean {key}?\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "overrides", [["data.size=3.5"], pytest.param(["-m", "beta.end=1,ten"], marks=pytest.mark.slow)]
 )
 def test_a_command_with_a_mistake_leaves_nothing_behind(
     overrides: list[str], tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *overrides],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    done = as_typed("train.py", tmp_path, *overrides)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")

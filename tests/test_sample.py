@@ -59,6 +59,7 @@ def test_every_format_holds_what_the_model_draws(vae: tuple[VAE, Path], tmp_path
     [
         (("n=0",), "n must be at least 1"),
         (("seed=-1",), "seed must be at least 0"),
+        (("seed=4294967296",), "seed must be at most 4294967295"),
         (("n=600",), "n=600 stamps of 2 bands do not fit on one picture"),
         (("out=s.jpg",), r"ends in \.fits or \.npy or \.png"),
         (("checkpoint=null",), "checkpoint is not set"),
@@ -88,6 +89,14 @@ def test_an_earlier_file_is_replaced_only_if_that_is_said(
     assert out.read_text() == "mine"
     sample(composed(f"checkpoint={vae[1]}", f"out={out}", "overwrite=true", "n=3"))
     assert np.load(out).shape == (3, 2, 16, 16)
+
+
+def test_nothing_else_in_the_folder_is_touched(vae: tuple[VAE, Path], tmp_path: Path) -> None:
+    beside = tmp_path / "s.part.npy"
+    beside.write_text("mine")
+    sample(composed(f"checkpoint={vae[1]}", f"out={tmp_path}/s.npy", "n=3"))
+    assert beside.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.npy", "s.part.npy"]
 
 
 def test_the_command_tells_a_mistake_in_one_line(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_astro.bound import importance_weighted
+from vae_astro.data.datamodule import LARGEST_SEED
 from vae_astro.data.given import Stamps, given_stamps
 from vae_astro.data.normalize import NormalizedStamps, Normalizer
 from vae_astro.data.raw import in_batches
@@ -141,7 +142,8 @@ class ArrayCalls(GuardedSteps):
             A number that is out of range.
         """
         check_int("n", n, minimum=1)
-        generator = torch.Generator().manual_seed(check_int("seed", seed, minimum=0))
+        check_int("seed", seed, minimum=0, maximum=LARGEST_SEED)
+        generator = torch.Generator().manual_seed(seed)
         check_int("batch_size", batch_size, minimum=1)
         with self._in_use():
             codes = self.prior.sample(n, generator).to(self._place)

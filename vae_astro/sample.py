@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from astropy.io import fits
 import vae_astro
 from vae_astro.catalogue import free_path
 from vae_astro.checkpoint import find_checkpoint
+from vae_astro.data.datamodule import LARGEST_SEED
 from vae_astro.errors import InputError
 from vae_astro.report.figures import stamp_sheet
 from vae_astro.settings import check_int
@@ -46,7 +48,7 @@ def sample(settings: Mapping[str, Any]) -> str:
     """
     out = free_path(settings["out"], settings["overwrite"], SUFFIXES)
     n = check_int("n", settings["n"], minimum=1)
-    seed = check_int("seed", settings["seed"], minimum=0)
+    seed = check_int("seed", settings["seed"], minimum=0, maximum=LARGEST_SEED)
     if settings["checkpoint"] is None:
         raise InputError("checkpoint is not set; give a run folder or a file: checkpoint=runs/NAME")
     path = find_checkpoint("checkpoint", settings["checkpoint"])
@@ -57,7 +59,7 @@ def sample(settings: Mapping[str, Any]) -> str:
             f"{MOST_DRAWN}; draw fewer, or give out=FILE.fits"
         )
     drawn = vae.sample(n, seed)
-    beside = out.with_name(f"{out.stem}.part{out.suffix}")
+    beside = out.with_name(f".{out.stem}.partial-{secrets.token_hex(4)}{out.suffix}")
     try:
         _write(drawn, beside, vae, path, seed)
         os.replace(beside, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,38 @@ def test_an_earlier_export_is_replaced_whole_and_what_else_is_there_stays(
     assert load_safetensors(out).latent_dim == 4
 
 
+def test_pictures_of_an_earlier_model_do_not_stay_beside_another(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    export(f"checkpoint={run}", f"out={out}", "formats=[safetensors]")
+    for name in ("kl_per_unit.png", "mine.png"):
+        (out / "figures" / name).write_bytes(b"older")
+    lone = save_checkpoint(tiny_vae("mlp"), tmp_path / "lone.ckpt")
+    export(f"checkpoint={lone}", f"out={out}", "formats=[safetensors]", "overwrite=true")
+    assert [path.name for path in (out / "figures").iterdir()] == ["mine.png"]
+
+
+@pytest.mark.parametrize("name", ["last", "healthy"])
+def test_weights_that_were_not_judged_have_no_figures_of_others(
+    run: Path, tmp_path: Path, name: str
+) -> None:
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    other = own / "checkpoints" / f"{name}.ckpt"
+    shutil.copyfile(own / "checkpoints" / "best.ckpt", other)
+    out = tmp_path / "model"
+    export(f"checkpoint={other}", f"out={out}", "formats=[safetensors]")
+    cards = (out / "README.md").read_text(), model_card(other, own)
+    for card in cards:
+        assert "Not known: these are weights of another checkpoint than the one" in card
+        assert "-10.5" not in card
+    assert not (out / "figures").exists()
+    best = export(f"checkpoint={own / 'checkpoints' / 'best.ckpt'}", f"out={tmp_path / 'best'}",
+                  "formats=[safetensors]")  # fmt: skip
+    assert "figures/traversals.png" in best.files
+    (own / "checkpoints" / "best.ckpt").unlink()
+    assert ("-10.5" in model_card(other, own)) is (name == "last")  # all there was to judge
+
+
 def test_what_a_target_cannot_express_is_named_and_the_other_formats_are_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,10 +274,30 @@ def test_the_card_says_what_is_not_known(run: Path) -> None:
     assert "None was given for the weights" in card
 
 
-def test_metrics_that_no_run_wrote_are_refused(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text('{"val": 3}')
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"val": 3},
+        METRICS | {"collapse": {"verdict": "partial", "latent_dim": 4}},
+        METRICS | {"collapse": METRICS["collapse"] | {"verdict": []}},
+        METRICS | {"collapse": METRICS["collapse"] | {"forecast": "none"}},
+        METRICS | {"test": 3},
+        METRICS | {"data": [[40, 5]]},
+    ],
+)
+def test_metrics_that_no_run_wrote_are_refused(
+    run: Path, tmp_path: Path, metrics: dict[str, Any]
+) -> None:
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(InputError, match=r"metrics\.json is not what a finished run writes"):
         model_card(run / "checkpoints" / "best.ckpt", tmp_path)
+
+
+def test_metrics_may_leave_out_what_was_not_measured(run: Path, tmp_path: Path) -> None:
+    metrics = METRICS | {"test": None, "data": {"n_train": None}, "classes": None}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    card = model_card(run / "checkpoints" / "best.ckpt", tmp_path)
+    assert "| ELBO (nats) | -10.5 | not measured |" in card
 
 
 @pytest.mark.slow

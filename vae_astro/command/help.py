@@ -13,6 +13,7 @@ from vae_astro.command.conf_files import ConfFiles, Key
 
 __all__ = ["choices_in_words", "keys_in_words", "register_help"]
 
+HEADING = "Groups and their choices ([what is taken by itself]):"
 WIDTH = 100
 COLUMN = 30
 """Where comments begin."""
@@ -21,9 +22,9 @@ COLUMN = 30
 def register_help(conf: Path) -> None:
     """Make what the templates in ``conf/hydra/help`` ask for known to the configuration.
 
-    ``${help_choices:CONFIG}`` are its groups, ``${help_typed:CONFIG,OVERRIDES}`` the keys of the
-    choices that were typed, ``${help_keys:CONFIG}`` those of its own file, and ``${help_usage:}``
-    what the command says of itself.
+    ``${help_choices:CONFIG}`` are its groups under a heading, ``${help_typed:CONFIG,OVERRIDES}``
+    the keys of the choices that were typed, ``${help_keys:CONFIG}`` those of its own file, and
+    ``${help_usage:}`` what the command says of itself.
     """
     files = ConfFiles(conf)
 
@@ -37,8 +38,12 @@ def register_help(conf: Path) -> None:
     def usage() -> str:
         return _escaped((sys.modules["__main__"].__doc__ or "").strip())
 
+    def choices(config_name: str) -> str:
+        listed = choices_in_words(files, config_name)
+        return _escaped(listed and f"{HEADING}\n{listed}")
+
     resolvers: dict[str, Callable[..., str]] = {
-        "help_choices": lambda name: _escaped(choices_in_words(files, name)),
+        "help_choices": choices,
         "help_typed": typed,
         "help_keys": lambda name: _escaped(keys_in_words(files, None, name)),
         "help_usage": usage,

@@ -12,12 +12,13 @@ import torch
 import yaml
 
 import vae_astro
-from vae_astro.checkpoint import load_checkpoint
+from vae_astro.checkpoint import find_checkpoint, load_checkpoint
 from vae_astro.errors import InputError
+from vae_astro.folders import run_folder_of
 from vae_astro.settings import check_text
 from vae_astro.vae import VAE
 
-__all__ = ["card_of", "model_card"]
+__all__ = ["card_of", "is_judged", "model_card"]
 
 TAGS = ["astronomy", "astrophysics", "variational-autoencoder", "images"]
 SHOWN_DATA = ("format", "n_stamps", "simulation_seed", "classes", "val_fraction", "test_fraction",
@@ -72,7 +73,21 @@ def model_card(
     loaded = load_checkpoint(path)
     vae = VAE.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     folder = None if run_dir is None else Path(run_dir).expanduser()
-    return card_of(vae, loaded, folder, licence=licence)
+    return card_of(vae, loaded, folder, licence=licence, judged=is_judged(path, folder))
+
+
+def is_judged(checkpoint: Path, run_dir: Path | None) -> bool:
+    """Whether what a run measured is of these weights; so it is where the file lies elsewhere.
+
+    A run judges its best checkpoint, or its last where that is all there is.
+    """
+    own = run_folder_of(checkpoint)
+    if own is None or run_dir is None or own.resolve() != run_dir.resolve():
+        return True
+    try:
+        return find_checkpoint("checkpoint", str(own)).samefile(checkpoint)
+    except InputError:  # neither of the two is there any more
+        return False
 
 
 def card_of(
@@ -85,6 +100,7 @@ def card_of(
     files: Sequence[str] = (),
     pictures: Sequence[str] = (),
     pruned: str | None = None,
+    judged: bool = True,
 ) -> str:
     """As `model_card`, of a model that is loaded and files that were written.
 
@@ -104,14 +120,16 @@ def card_of(
         What lies beside the card, by name.
     pruned : str, optional
         The table of units that went.
+    judged : bool
+        Whether the figures of the run are of these weights; see `is_judged`.
     """
-    metrics = _metrics(run_dir)
+    metrics = _metrics(run_dir) if judged else None
     if name is None:
         name = "vae_astro model" if run_dir is None else run_dir.resolve().name
     parts = [
         _front_matter(licence),
         f"# {name}\n\n{_summary(vae)}",
-        _verdict(metrics),
+        _verdict(metrics, judged),
         _figures(metrics, pictures),
         _use(vae, files),
         _model(vae),
@@ -131,7 +149,13 @@ def _metrics(run_dir: Path | None) -> dict[str, Any] | None:
         return None
     try:
         metrics: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        _ = metrics["val"]["elbo_nats"], metrics["collapse"]["verdict"]
+        _ = metrics["val"]["elbo_nats"], metrics["val"].get("kl_nats")
+        for key in ("verdict", "active_units", "latent_dim"):
+            hash(metrics["collapse"][key])
+        may_miss = [metrics.get(key) for key in ("test", "classes", "data")]
+        for part in (*may_miss, metrics["collapse"].get("forecast")):
+            if part is not None and not isinstance(part, dict):
+                raise TypeError(f"{part!r} is no mapping")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is not what a finished run writes ({error}); take it away, or have the run "
@@ -158,7 +182,10 @@ def _summary(vae: VAE) -> str:
     )
 
 
-def _verdict(metrics: Mapping[str, Any] | None) -> str:
+def _verdict(metrics: Mapping[str, Any] | None, judged: bool) -> str:
+    if not judged:
+        said = "Not known: these are weights of another checkpoint than the one that was judged."
+        return f"## Verdict\n\n{said}"
     if metrics is None:
         said = "Not known: there is no `metrics.json` of a finished run beside the checkpoint."
         return f"## Verdict\n\n{said}"
@@ -199,7 +226,7 @@ def _figures(metrics: Mapping[str, Any] | None, pictures: Sequence[str]) -> str:
             "chi2_per_pixel": "chi-squared per pixel, median",
         }
         for key, name in names.items():
-            row = [_number(metrics.get(split, {}).get(key)) for split in ("val", "test")]
+            row = [_number((metrics.get(split) or {}).get(key)) for split in ("val", "test")]
             lines.append(f"| {name} | {row[0]} | {row[1]} |")
         classes = metrics.get("classes") or {}
         if classes.get("nmi") is not None:
@@ -276,8 +303,9 @@ def _limits(vae: VAE, metrics: Mapping[str, Any] | None) -> str:
         lines.append("The decoder draws a source in one of eight orientations of its own.")
     if metrics is not None and metrics["collapse"]["verdict"] == "full":
         lines.insert(0, "The code has collapsed: do not use the latents.")
-    if metrics is not None and (metrics.get("data") or {}).get("n_train", 10_000) < 1000:
-        lines.insert(0, f"Trained on {metrics['data']['n_train']} stamps only.")
+    n_train = ((metrics or {}).get("data") or {}).get("n_train")
+    if isinstance(n_train, int) and n_train < 1000:
+        lines.insert(0, f"Trained on {n_train} stamps only.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 

@@ -22,7 +22,7 @@ from vae_astro.checkpoint import find_checkpoint, load_checkpoint
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.embed import data_settings, quick_batch, refuse_other_stamps
 from vae_astro.errors import InputError
-from vae_astro.export.card import card_of
+from vae_astro.export.card import card_of, is_judged
 from vae_astro.export.hub import push_to_hub
 from vae_astro.export.programs import Programs, probe_stamps, write_onnx, write_torch_export
 from vae_astro.export.prune import Pruning, prune
@@ -126,7 +126,8 @@ def export_model(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> 
         files, failures = _write(formats, vae, checkpoint, folder)
         if not files:
             raise InputError("; ".join(failures.values()))
-        pictures = _pictures(path, folder)
+        judged = is_judged(path, run_folder_of(path))
+        pictures = _pictures(path, folder) if judged else []
         card = card_of(
             vae,
             checkpoint,
@@ -136,6 +137,7 @@ def export_model(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> 
             files=files,
             pictures=pictures,
             pruned=None if pruning is None else str(pruning),
+            judged=judged,
         )
         (folder / "README.md").write_text(card, "utf-8")
         publish(folder, out)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from vae_astro.errors import InputError
+from vae_astro.export.card import CAPTIONS
 from vae_astro.export.weights import CONFIG
 from vae_astro.settings import check_text
 
@@ -20,6 +21,7 @@ KNOWN = (
     "decoder.pt2",
     "encoder.onnx",
     "decoder.onnx",
+    *(f"figures/{name}" for name in CAPTIONS),
 )
 """What exports write: an older one that is not written again would be of another model."""
 
@@ -63,8 +65,8 @@ def publish(folder: Path, out: Path) -> None:
             (out / name).parent.mkdir(exist_ok=True)
             os.replace(folder / name, out / name)
         for stale in KNOWN:
-            if Path(stale) not in made:
-                (out / stale).unlink(missing_ok=True)
+            if Path(stale) not in made and (out / stale).is_file():
+                (out / stale).unlink()
     except OSError as error:
         raise InputError(f"cannot write to out={out}: {error.strerror or error}") from error
 
