@@ -219,7 +219,7 @@ def test_a_format_that_is_no_number_is_refused(good: Path, tmp_path: Path, found
         (put(7, "hyper_parameters", "model", "heads"), "no setting model.heads"),
         (put(7, "hyper_parameters", "heads"), "unexpected keyword argument 'heads'"),
         (pop("hyper_parameters", "stamp_shape"), "missing 1 required positional argument"),
-        (put("wide", "hyper_parameters", "stamp_shape"), "invalid literal"),
+        (put("wide", "hyper_parameters", "stamp_shape"), "got 'wide'"),
         (put({"name": "cauchy"}, "hyper_parameters", "likelihood"), "likelihood.name is 'cauchy'"),
     ],
 )

@@ -57,7 +57,9 @@ def given_stamps(
         return iter([RawStamps(pixels, noise)])
     for name in names:  # a name that is wrong is told before a file is read
         if "://" not in name and not os.path.exists(name):
-            raise InputError(f"{name!r} does not exist; give a FITS file or a folder of them")
+            raise InputError(
+                f"{name or 'an empty name'} does not exist; give a FITS file or a folder of them"
+            )
     return _from_files(names, band_names)
 
 
