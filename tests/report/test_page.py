@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 from page_run import AFTER_TRAINING, ODD_LABEL, ODD_OBJECT
 
 from vae_astro.errors import InputError
+from vae_astro.report.history import Curve, Run
 from vae_astro.report.page import PageOptions, options_from, page_after_run, write_page
+from vae_astro.report.page.facts import verdict
 
 LARGEST_MIB = 15
 
@@ -227,3 +230,39 @@ def test_settings_are_checked() -> None:
     for key, value in (("run", None), ("n_map", 1), ("umap", "yes"), ("classes", 3)):
         with pytest.raises(InputError, match=key):
             options_from({**given, key: value})
+
+
+# -- what it says of each verdict ----------------------------------------------------------------
+
+
+def told(folder: Path, collapse: dict | None, **curves: Curve) -> Run:
+    """A run that is known by its metrics alone."""
+    metrics = None if collapse is None else {"collapse": collapse, "val": {"kl_nats": 3.0}}
+    return Run(folder, "told", metrics, {}, [], curves)
+
+
+@pytest.mark.parametrize("found", ["none", "partial"])
+def test_a_code_of_nuisances_is_promised_nothing(tmp_path: Path, found: str) -> None:
+    collapse = {"verdict": found, "active_units": 2, "latent_dim": 4}
+    useful = verdict(told(tmp_path, collapse))
+    useless = verdict(told(tmp_path, {**collapse, "meaning": {"only_nuisances": True}}))
+    assert useless["headline"] == "The latent code follows only nuisances"
+    assert useless["tone"] == "bad" != useful["tone"]
+    assert "2 of 4 latent units" in useless["plainly"]
+    for promise in ("enough to sort", "can be used"):
+        assert promise not in useless["plainly"]
+
+
+def test_a_run_without_a_verdict_is_told_why(tmp_path: Path) -> None:
+    going = told(tmp_path, None)
+    assert "still training" in verdict(going)["plainly"]
+    damaged = replace(going, damaged=("metrics.json cannot be read: line 1",))
+    assert "is damaged" in verdict(damaged)["plainly"]
+    assert "holds no verdict" in verdict(told(tmp_path, {}))["plainly"]
+
+
+def test_the_most_useful_change_is_said_once(tmp_path: Path) -> None:
+    said = {"verdict": "full", "change": "likelihood=sigma"}
+    assert verdict(told(tmp_path, said))["change"] == "likelihood=sigma"
+    twice = verdict(told(tmp_path, {**said, "explanation": "Change: likelihood=sigma."}))
+    assert twice["change"] is None

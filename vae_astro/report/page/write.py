@@ -20,7 +20,7 @@ from markupsafe import Markup
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
 from vae_astro.report.history import Run, read_run
-from vae_astro.report.page import facts
+from vae_astro.report.page import commands, facts
 from vae_astro.report.page.galleries import (
     RANKING,
     Classes,
@@ -214,20 +214,21 @@ def _rendered(
         data=facts.data_rows(run, datamodule),
         labels=None if datamodule is None else facts.labels_table(datamodule),
         rejects=None if datamodule is None else facts.rejects(datamodule),
-        settings=facts.settings_text(run),
-        typed=facts.command("train.py", *run.overrides),
-        versions=facts.versions(None if model is None else model.trained_with),
-        commands=facts.commands(run),
-        classes_command=facts.classes_command(run),
-        outliers_command=facts.outliers_command(run),
+        settings=commands.settings_text(run),
+        typed=commands.command("train.py", *run.overrides),
+        versions=commands.versions(None if model is None else model.trained_with),
+        commands=commands.commands(run),
+        classes_command=commands.classes_command(run),
+        outliers_command=commands.outliers_command(run),
     )
 
 
 def _finished(run: Run) -> str | None:
-    path = run.dir / "metrics.json"
-    if run.metrics is None or not path.is_file():
+    """When its last value was logged; a copied file has the time of the copy."""
+    if run.metrics is None or not run.history:
         return None
-    return datetime.fromtimestamp(path.stat().st_mtime).astimezone().strftime("%Y-%m-%d %H:%M")
+    last = max(float(curve.wall_times[-1]) for curve in run.history.values())
+    return datetime.fromtimestamp(last).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def _model(run: Run, device: torch.device | str) -> tuple[Model | None, str | None]:
