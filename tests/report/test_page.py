@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from page_run import AFTER_TRAINING, ODD_LABEL, ODD_OBJECT
 
 from vae_astro.errors import InputError
 from vae_astro.report.history import Curve, Run
-from vae_astro.report.page import PageOptions, options_from, page_after_run, write_page
+from vae_astro.report.page import PageOptions, options_from, page_after_run, panels, write_page
+from vae_astro.report.page.commands import commands
 from vae_astro.report.page.facts import verdict
 
 LARGEST_MIB = 15
@@ -138,7 +140,7 @@ def test_settings_versions_and_commands_are_there(run_dir: Path, page: str) -> N
     assert "python train.py" in settings
     assert metadata.version("torch") in settings
     commands = html.unescape(section(page, "next"))
-    for word in ("resume=", "scripts/embed.py 'checkpoint=", "scripts/classify.py 'checkpoint="):
+    for word in ("train.py 'resume=", "'init_from=", "scripts/report.py 'run="):
         assert word in commands
 
 
@@ -266,3 +268,47 @@ def test_the_most_useful_change_is_said_once(tmp_path: Path) -> None:
     assert verdict(told(tmp_path, said))["change"] == "likelihood=sigma"
     twice = verdict(told(tmp_path, {**said, "explanation": "Change: likelihood=sigma."}))
     assert twice["change"] is None
+
+
+def test_a_code_that_works_is_offered_for_use(tmp_path: Path) -> None:
+    lines = " ".join(line for _, line in commands(told(tmp_path / "a b", {"verdict": "none"})))
+    for word in ("scripts/embed.py 'checkpoint=", "scripts/classify.py 'checkpoint=", "outliers"):
+        assert word in lines
+
+
+def test_a_finished_run_goes_on_to_more_epochs_than_it_had(tmp_path: Path) -> None:
+    epoch = Curve(np.array([1, 9]), np.array([0.0, 6.0]), np.array([1.0, 2.0]))
+    finished = told(tmp_path, {"verdict": "none"}, epoch=epoch)
+    assert commands(finished)[0][1].endswith("trainer.max_epochs=14")
+    assert "trainer.max_epochs" not in commands(told(tmp_path, None, epoch=epoch))[0][1]
+    assert commands(told(tmp_path, {"verdict": "none"}))[0][1].endswith("max_epochs=MORE")
+
+
+def test_a_collapsed_code_is_not_offered_for_use(run_dir: Path, tmp_path: Path) -> None:
+    folder = copied(run_dir, tmp_path)
+    shutil.rmtree(folder / "classes")
+    (folder / "outliers.parquet").unlink()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["collapse"]["verdict"] = "full"
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    page = write_page(folder).read_text("utf-8")
+    assert "checkpoint=" not in "".join(section(page, s) for s in ("classes", "outliers", "next"))
+    assert "force=true" in section(page, "next")
+    assert "lie together" not in section(page, "map")
+    assert "is chance" in section(page, "map")
+
+
+def test_no_curve_in_nats_of_a_training_that_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(panels, "learning_curves", lambda history, *_: drawn.append(history))
+    curve = Curve(np.arange(3), np.ones(3), np.ones(3))
+    run = told(tmp_path, None, **{"train/reconstruction": curve, "train/kl_nats": curve})
+    for likelihood in (
+        {"name": "sigma", "focus_radius": None},
+        {"name": "sigma", "focus_radius": 8},
+        {"name": "pixel_mean_mse", "kl_weight": 1000.0},
+    ):
+        panels.draw(replace(run, config={"likelihood": likelihood}), None, None, None)
+    assert ["train/elbo_nats" in history for history in drawn] == [True, False, False]

@@ -12,7 +12,7 @@ import yaml
 
 import vae_astro
 from vae_astro.report.history import Run
-from vae_astro.report.page.facts import held
+from vae_astro.report.page.facts import held, is_collapsed
 
 __all__ = [
     "classes_command", "command", "commands", "outliers_command", "settings_text", "versions",
@@ -29,13 +29,13 @@ def settings_text(run: Run) -> str | None:
 
 
 def versions(trained_with: str | None) -> list[tuple[str, str]]:
-    """What the run was trained with, and what made the page."""
+    """What the run was trained with, and what the page was made with."""
     rows = [] if trained_with is None else [("trained with", f"vae_astro {trained_with}")]
     rows.append(("page made with", f"vae_astro {vae_astro.__version__}"))
-    rows.append(("Python", f"{platform.python_version()} on {platform.system()}"))
+    rows.append(("page: Python", f"{platform.python_version()} on {platform.system()}"))
     for package in PACKAGES:
         try:
-            rows.append((package, metadata.version(package)))
+            rows.append((f"page: {package}", metadata.version(package)))
         except metadata.PackageNotFoundError:
             continue
     return rows
@@ -53,24 +53,38 @@ def command(*words: str) -> str:
 
 
 def commands(run: Run) -> list[tuple[str, str]]:
-    """What to do with the run next: words and command."""
+    """What to do with the run next: words and command; nothing that uses a collapsed code."""
     here = shown_path(run.dir)
-    epochs = held(run.config, "trainer", "max_epochs")
-    longer = [f"trainer.max_epochs={2 * epochs}"] if isinstance(epochs, int) else []
-    return [
-        ("Go on training, to twice as many epochs" if longer and run.metrics else
-         "Go on training where it stopped",
-         command("train.py", f"resume={here}", *(longer if run.metrics else []))),
+    train = [
+        _more_training(run),
         ("Another run from these weights", command("train.py", f"init_from={here}")),
+    ]
+    use = [
         ("Codes of the stamps, as a catalogue",
          command("scripts/embed.py", f"checkpoint={here}", f"out={here}/latents.parquet")),
         ("Codes of other stamps", command("scripts/embed.py", f"checkpoint={here}", "data=fits",
                                           "data.root=FOLDER", "out=others.parquet")),
         ("Classes, found without labels", classes_command(run)),
         ("Odd stamps, with p-values", outliers_command(run)),
-        ("This page again, with what has been found since",
-         command("scripts/report.py", f"run={here}")),
     ]  # fmt: skip
+    again = command("scripts/report.py", f"run={here}")
+    page = ("This page again, with what has been found since", again)
+    return [*train, *([] if is_collapsed(run) else use), page]
+
+
+def _more_training(run: Run) -> tuple[str, str]:
+    resume = f"resume={shown_path(run.dir)}"
+    if run.metrics is None:
+        return "Go on training where it stopped", command("train.py", resume)
+    epochs = held(run.config, "trainer", "max_epochs")
+    if "epoch" in run.history:  # from 0; it also counts where the settings left the number open
+        epochs = int(run.history["epoch"].values[-1]) + 1
+    if not isinstance(epochs, int):
+        return "Go on training", command("train.py", resume, "trainer.max_epochs=MORE")
+    return (
+        f"Go on training, to twice as many epochs as these {epochs}",
+        command("train.py", resume, f"trainer.max_epochs={2 * epochs}"),
+    )
 
 
 def classes_command(run: Run) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from vae_astro.data.datamodule import StampDataModule
+from vae_astro.model.focus import FocusedLikelihood
+from vae_astro.model.likelihoods import LIKELIHOODS
 from vae_astro.report import figures
 from vae_astro.report.callbacks import draw_panels
 from vae_astro.report.history import Curve, Run
@@ -18,7 +21,7 @@ from vae_astro.report.page.galleries import Outliers
 from vae_astro.report.page.pictures import Picture, drawing, photograph, stored
 from vae_astro.report.page.stamps import Model
 
-__all__ = ["Panels", "draw"]
+__all__ = ["Panels", "draw", "kl_factor"]
 
 N_RECONSTRUCTED = 8
 N_BESIDE = 32
@@ -110,7 +113,7 @@ def draw(
 def _curves(run: Run, model: Model | None) -> Picture | None:
     history = dict(run.history)
     rec, kl = (history.get(f"train/{name}") for name in ("reconstruction", "kl_nats"))
-    if rec is not None and kl is not None:
+    if rec is not None and kl is not None and _trains_a_density(run, model):
         # both are logged at the same steps, but a file may break off between them
         steps, of_rec, of_kl = np.intersect1d(rec.steps, kl.steps, return_indices=True)
         elbo = rec.values[of_rec] - kl.values[of_kl]
@@ -121,12 +124,40 @@ def _curves(run: Run, model: Model | None) -> Picture | None:
     figure = learning_curves(history, forecast if isinstance(forecast, float) else None, best)
     if figure is None:
         return None
+    factor = kl_factor(run, model)
+    times = "" if factor == 1 else f", which is multiplied by likelihood.kl_weight = {factor:g}"
+    elbo = "ELBO and KL of training and validation"
+    if "train/elbo_nats" not in history:
+        elbo = "ELBO of validation, KL of training and validation"
+    caption = "The scale is that of what comes after the first tenth of the steps."
+    if rec is not None and not _trains_a_density(run, model):
+        caption += " What is trained on is no log-density of whole stamps, so it is not drawn."
+    if factor != 1:
+        caption += f" The KL weighs beta times likelihood.kl_weight = {factor:g} in the loss."
     return drawing(
         figure,
-        "Curves over the optimiser steps: ELBO and KL of training and validation, active units, "
-        "and below them the weight beta of the KL.",
-        "The scale is that of what comes after the first tenth of the steps.",
+        f"Curves over the optimiser steps: {elbo}, active units, and below them the weight beta "
+        f"of the KL{times}.",
+        caption,
     )
+
+
+def _trains_a_density(run: Run, model: Model | None) -> bool:
+    """Whether the reconstruction that training logs is a log-density of whole stamps."""
+    if model is not None:
+        likelihood = model.vae.likelihood
+        return likelihood.is_density and not isinstance(likelihood, FocusedLikelihood)
+    given = held(run.config, "likelihood")
+    kind: Any = LIKELIHOODS.get(str(held(given, "name")))
+    return kind is not None and kind.is_density and held(given, "focus_radius") is None
+
+
+def kl_factor(run: Run, model: Model | None) -> float:
+    """What the likelihood multiplies beta by."""
+    if model is not None:
+        return float(model.vae.likelihood.kl_weight)
+    factor = held(run.config, "likelihood", "kl_weight")
+    return float(factor) if isinstance(factor, int | float) else 1.0
 
 
 def _spectrum(run: Run) -> Picture | None:

@@ -29,7 +29,7 @@ from vae_astro.report.page.galleries import (
     read_outliers,
 )
 from vae_astro.report.page.map_section import map_of
-from vae_astro.report.page.panels import draw
+from vae_astro.report.page.panels import draw, kl_factor
 from vae_astro.report.page.stamps import Model, open_model, open_stamps
 from vae_astro.settings import check_bool, check_int, check_text
 
@@ -199,6 +199,9 @@ def _rendered(
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         finished=_finished(run),
         verdict=facts.verdict(run),
+        is_collapsed=facts.is_collapsed(run),
+        kl_factor=kl_factor(run, model),
+        checkpoint=None if model is None else _checkpoint(model),
         figures=facts.key_figures(run),
         forecast=facts.forecast_table(run),
         largest_betas=facts.largest_betas(run),
@@ -229,6 +232,12 @@ def _finished(run: Run) -> str | None:
         return None
     last = max(float(curve.wall_times[-1]) for curve in run.history.values())
     return datetime.fromtimestamp(last).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _checkpoint(model: Model) -> str:
+    """Which checkpoint the pictures are of, in words."""
+    name = {"best": "best checkpoint", "last": "last checkpoint"}.get(model.path.stem)
+    return f"{name or model.path.name}, step {model.checkpoint['global_step']}"
 
 
 def _model(run: Run, device: torch.device | str) -> tuple[Model | None, str | None]:
