@@ -295,7 +295,7 @@ def test_a_collapsed_code_is_not_offered_for_use(run_dir: Path, tmp_path: Path) 
     assert "checkpoint=" not in "".join(section(page, s) for s in ("classes", "outliers", "next"))
     assert "force=true" in section(page, "next")
     assert "lie together" not in section(page, "map")
-    assert "is chance" in section(page, "map")
+    assert "This code has collapsed" in section(page, "map")
 
 
 def test_no_curve_in_nats_of_a_training_that_has_none(

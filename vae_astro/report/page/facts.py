@@ -18,8 +18,21 @@ from vae_astro.data.datamodule import StampDataModule
 from vae_astro.report.history import Run
 
 __all__ = [
-    "Table", "data_rows", "forecast_table", "held", "is_collapsed", "key_figures", "labels_table",
-    "largest_betas", "number", "readable_table", "rejects", "rescues", "units_table", "verdict",
+    "Table",
+    "data_rows",
+    "forecast_table",
+    "held",
+    "is_collapsed",
+    "key_figures",
+    "kl_per_unit",
+    "labels_table",
+    "largest_betas",
+    "number",
+    "readable_table",
+    "rejects",
+    "rescues",
+    "units_table",
+    "verdict",
 ]  # fmt: skip
 
 MOST_REJECTS = 40
@@ -215,6 +228,15 @@ def units_table(run: Run) -> Table | None:
         rows.append([k, nats[k], state, _in_words(follows) if follows else None, r])
     columns = ("unit", "KL [nats]", "state", "follows", "rank r")
     return Table("Latent units, the strongest first", columns, rows)
+
+
+def kl_per_unit(run: Run, latent_dim: int) -> list[float] | None:
+    """Mean KL of every unit as the run was judged by, in nats; None where it is not known."""
+    kl = held(run.metrics, "collapse", "kl_per_unit_nats")
+    if not isinstance(kl, list) or len(kl) != latent_dim:
+        return None
+    known = [value for value in map(known_number, kl) if value is not None]
+    return known if len(known) == latent_dim else None
 
 
 def rescues(run: Run) -> list[str]:

@@ -82,6 +82,7 @@ def map_of(
     outliers: Outliers | None,
     options: PageOptions,
     why_not: str | None,
+    kl_per_unit_nats: list[float] | None = None,
 ) -> StampMap | NoMap:
     """Codes of some stamps by the checkpoint, laid out in a plane.
 
@@ -104,8 +105,9 @@ def map_of(
     colours = _colours(seen, looked, labels, properties, classes, outliers)
     units = list(model.vae.clustered_units)
     codes = looked.mean[:, units]
-    strength = np.var(codes, axis=0)
-    laid = layouts(codes, strength, options.umap)
+    # as the run was judged by, where that is known: one order on the whole page
+    kl = np.asarray(kl_per_unit_nats or looked.kl_per_unit_nats.mean(0))
+    laid = layouts(codes, kl[units], options.umap, units)
     pixels, tiles = sprite(looked.stamps, looked.models)
     facts = [
         {"id": str(name), "object": str(whole), "ra": _rounded(ra), "dec": _rounded(dec)}
