@@ -16,10 +16,12 @@ import pytest
 from page_run import AFTER_TRAINING, ODD_LABEL, ODD_OBJECT
 
 from vae_astro.errors import InputError
+from vae_astro.evaluate.properties import PROPERTIES
 from vae_astro.report.history import Curve, Run
 from vae_astro.report.page import PageOptions, options_from, page_after_run, panels, write_page
 from vae_astro.report.page.commands import commands
-from vae_astro.report.page.facts import verdict
+from vae_astro.report.page.facts import units_table, verdict
+from vae_astro.report.page.map_section import MEASURED
 
 LARGEST_MIB = 15
 
@@ -118,7 +120,7 @@ def test_map_holds_every_validation_stamp_and_plain_numbers(page: str) -> None:
     n = len(data["facts"])
     assert f"Codes of {n} stamps" in page
     names = [colour["name"] for colour in data["colours"]]
-    assert {"class", "label", "p-value", "flux"} <= set(names)
+    assert {"class", "label", "p-value", "flux [raw units]"} <= set(names)
     for layout in data["layouts"]:
         assert len(layout["x"]) == len(layout["y"]) == n
     near = np.array(data["near"])
@@ -312,3 +314,26 @@ def test_no_curve_in_nats_of_a_training_that_has_none(
     ):
         panels.draw(replace(run, config={"likelihood": likelihood}), None, None, None)
     assert ["train/elbo_nats" in history for history in drawn] == [True, False, False]
+
+
+def test_units_on_the_map_are_those_of_the_properties() -> None:
+    for name, (words, _) in MEASURED.items():
+        unit = re.search(r"\[(.*)\]", words)
+        assert unit is None or unit[1] in PROPERTIES[name]
+
+
+def test_a_unit_that_follows_nothing_has_no_correlation(tmp_path: Path) -> None:
+    units = [{"unit": 0, "follows": None, "correlation": 0.1},
+             {"unit": 1, "follows": "flux", "correlation": 0.9}]  # fmt: skip
+    collapse = {"verdict": "none", "kl_per_unit_nats": [2.0, 1.0], "meaning": {"units": units}}
+    table = units_table(told(tmp_path, collapse))
+    assert table is not None
+    assert [row[-1] for row in table.rows] == [None, 0.9]
+
+
+def test_the_end_of_a_run_is_when_its_last_value_was_logged(run_dir: Path, tmp_path: Path) -> None:
+    page = write_page(copied(run_dir, tmp_path)).read_text("utf-8")
+    finished = re.search("Finished ([^·]*) ·", page)
+    assert finished is not None
+    assert finished[1] in (run_dir / "report.html").read_text("utf-8")
+    assert "best checkpoint, step " in page

@@ -225,7 +225,9 @@ def units_table(run: Run) -> Table | None:
         follows = held(by_unit.get(k), "follows")
         r = held(by_unit.get(k), "correlation")
         state = "active" if k in by_unit else "inactive"
-        rows.append([k, nats[k], state, _in_words(follows) if follows else None, r])
+        # without a property, r is the largest of what chance gives
+        shown = (_in_words(follows), r) if follows else (None, None)
+        rows.append([k, nats[k], state, *shown])
     columns = ("unit", "KL [nats]", "state", "follows", "rank r")
     return Table("Latent units, the strongest first", columns, rows)
 
@@ -306,6 +308,9 @@ def data_rows(run: Run, datamodule: StampDataModule | None) -> list[tuple[str, s
                 f"{number(m, '.4g')} ({number(lo, '.4g')} to {number(hi, '.4g')})"
                 for lo, m, hi in zip(low.tolist(), middle.tolist(), high.tolist(), strict=True)
             ]
+            if n_bands > 1:
+                names = datamodule.store.band_names
+                told = [f"{name}: {value}" for name, value in zip(names, told, strict=True)]
             rows.append((f"{words}, raw units: median (5 to 95 %)", "; ".join(told)))
         good = 100 * float(np.nanmean(datamodule.store.good_fraction))
         rows.append(("good pixels", f"{good:.2f} %"))

@@ -230,6 +230,7 @@ def map_figure(layout: Layout, colour: Colour | None) -> Figure:
     ax.set_xlabel(layout.axes[0])
     ax.set_ylabel(layout.axes[1])
     ax.set_aspect("auto")
+    ax.ticklabel_format(useOffset=False)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     return figure

@@ -37,8 +37,15 @@ if TYPE_CHECKING:
 
 __all__ = ["NoMap", "StampMap", "map_of"]
 
-MEASURED = {"flux": True, "size": False, "ellipticity": False, "seeing": False, "sky_level": False}
-"""Properties that stamps can be coloured by, and whether on a logarithmic scale."""
+MEASURED = {
+    "flux": ("flux [raw units]", True),
+    "size": ("size [pixels]", False),
+    "ellipticity": ("ellipticity", False),
+    "seeing": ("seeing [pixels]", False),
+    "sky_level": ("sky level [raw units]", False),
+}
+"""Properties that stamps can be coloured by: in words with the unit that
+`evaluate.properties.PROPERTIES` states, and whether on a logarithmic scale."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +158,8 @@ def _colours(
         odd = dict(zip(outliers.index.tolist(), outliers.p_value.tolist(), strict=True))
         p_value = np.array([odd.get(row, np.nan) for row in seen.index.tolist()])
         found.append(numbers("p-value", p_value, log=True))
-    for name, log in MEASURED.items():
-        found.append(numbers(name.replace("_", " "), properties[name], log=log))
+    for name, (words, log) in MEASURED.items():
+        found.append(numbers(words, properties[name], log=log))
     found += [
         numbers("KL [nats]", looked.kl_nats),
         numbers("chi² per pixel", looked.chi2_per_pixel, log=True),

@@ -220,7 +220,7 @@
     const fact = data.facts[k];
     const rows = [["stamp", fact.id]];
     if (fact.object && fact.object !== fact.id) rows.push(["object", fact.object]);
-    if (fact.ra !== null && fact.dec !== null) rows.push(["RA, Dec", `${fact.ra}, ${fact.dec}`]);
+    if (fact.ra !== null && fact.dec !== null) rows.push(["RA, Dec [deg]", `${fact.ra}, ${fact.dec}`]);
     for (const colour of data.colours) rows.push([colour.name, told(colour, k)]);
     get("stamp-facts").replaceChildren(...rows.map(([name, value]) => {
       const row = document.createElement("div");
