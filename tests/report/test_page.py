@@ -266,10 +266,11 @@ def test_a_run_without_a_verdict_is_told_why(tmp_path: Path) -> None:
 
 
 def test_the_most_useful_change_is_said_once(tmp_path: Path) -> None:
-    said = {"verdict": "full", "change": "likelihood=sigma"}
-    assert verdict(told(tmp_path, said))["change"] == "likelihood=sigma"
-    twice = verdict(told(tmp_path, {**said, "explanation": "Change: likelihood=sigma."}))
-    assert twice["change"] is None
+    explained = "Full collapse. Most useful change: likelihood=sigma (0.5 nats). More."
+    said = {"verdict": "full", "change": "likelihood=sigma (0.5 nats)", "explanation": explained}
+    once = verdict(told(tmp_path, said))
+    assert once["explanation"] == "Full collapse. More."
+    assert once["change"] == said["change"]
 
 
 def test_a_code_that_works_is_offered_for_use(tmp_path: Path) -> None:

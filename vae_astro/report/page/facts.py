@@ -45,6 +45,8 @@ VERDICTS = {
     "partial": ("fair", "The latent code works in part"),
     "full": ("bad", "The latent code has collapsed"),
 }
+CHANGE = "Most useful change"
+"""What the explanation calls it."""
 ONLY_NUISANCES = ("bad", "The latent code follows only nuisances")
 SHORT = {"none": "no collapse", "partial": "partial collapse", "full": "full collapse"}
 
@@ -134,9 +136,9 @@ def verdict(run: Run) -> dict[str, Any]:
         "tone": tone,
         "headline": headline,
         "plainly": plainly,
-        "explanation": explanation,
-        # most explanations end with it
-        "change": None if change and change in str(explanation) else change,
+        # it names the change too, which stands out in a line of its own
+        "explanation": explanation and str(explanation).replace(f" {CHANGE}: {change}.", ""),
+        "change": change,
     }
 
 
