@@ -33,6 +33,12 @@ def test_panels_are_drawn_without_touching_mode_or_random_state(vae: VAE, batch:
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_traversals_are_in_the_order_of_the_kl_that_was_measured(vae: VAE, batch: dict) -> None:
+    kl = [float(unit == vae.latent_dim - 1) for unit in range(vae.latent_dim)]
+    drawn = draw_panels(vae, batch, None, 5, kl)["traversals"]
+    assert drawn.axes[0].get_ylabel() == f"unit {vae.latent_dim - 1}\n1.00 nats"
+
+
 def test_drawing_keeps_to_its_share_of_the_time(
     vae: VAE, batch: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:

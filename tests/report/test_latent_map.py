@@ -34,6 +34,8 @@ def test_components_are_uncorrelated_and_the_strongest_units_are_named():
     assert components.x.var() > components.y.var()
     assert strongest.axes == ("latent unit 4", "latent unit 3")
     np.testing.assert_array_equal(strongest.x, mean[:, 4])
+    of_some = layouts(mean, mean.var(axis=0), with_umap=False, units=[0, 2, 5, 7, 9])[1]
+    assert of_some.axes == ("latent unit 9", "latent unit 7")
 
 
 @pytest.mark.parametrize("mean", [np.zeros((6, 3)), np.ones((1, 2)), codes(7, 1)])

@@ -6,15 +6,22 @@ import html
 import json
 import re
 import shutil
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from page_run import AFTER_TRAINING, ODD_LABEL, ODD_OBJECT
 
 from vae_astro.errors import InputError
-from vae_astro.report.page import PageOptions, options_from, page_after_run, write_page
+from vae_astro.evaluate.properties import PROPERTIES
+from vae_astro.report.history import Curve, Run
+from vae_astro.report.page import PageOptions, options_from, page_after_run, panels, write_page
+from vae_astro.report.page.commands import commands
+from vae_astro.report.page.facts import units_table, verdict
+from vae_astro.report.page.map_section import MEASURED
 
 LARGEST_MIB = 15
 
@@ -113,7 +120,7 @@ def test_map_holds_every_validation_stamp_and_plain_numbers(page: str) -> None:
     n = len(data["facts"])
     assert f"Codes of {n} stamps" in page
     names = [colour["name"] for colour in data["colours"]]
-    assert {"class", "label", "p-value", "flux"} <= set(names)
+    assert {"class", "label", "p-value", "flux [raw units]"} <= set(names)
     for layout in data["layouts"]:
         assert len(layout["x"]) == len(layout["y"]) == n
     near = np.array(data["near"])
@@ -135,7 +142,7 @@ def test_settings_versions_and_commands_are_there(run_dir: Path, page: str) -> N
     assert "python train.py" in settings
     assert metadata.version("torch") in settings
     commands = html.unescape(section(page, "next"))
-    for word in ("resume=", "scripts/embed.py 'checkpoint=", "scripts/classify.py 'checkpoint="):
+    for word in ("train.py 'resume=", "'init_from=", "scripts/report.py 'run="):
         assert word in commands
 
 
@@ -227,3 +234,107 @@ def test_settings_are_checked() -> None:
     for key, value in (("run", None), ("n_map", 1), ("umap", "yes"), ("classes", 3)):
         with pytest.raises(InputError, match=key):
             options_from({**given, key: value})
+
+
+# -- what it says of each verdict ----------------------------------------------------------------
+
+
+def told(folder: Path, collapse: dict | None, **curves: Curve) -> Run:
+    """A run that is known by its metrics alone."""
+    metrics = None if collapse is None else {"collapse": collapse, "val": {"kl_nats": 3.0}}
+    return Run(folder, "told", metrics, {}, [], curves)
+
+
+@pytest.mark.parametrize("found", ["none", "partial"])
+def test_a_code_of_nuisances_is_promised_nothing(tmp_path: Path, found: str) -> None:
+    collapse = {"verdict": found, "active_units": 2, "latent_dim": 4}
+    useful = verdict(told(tmp_path, collapse))
+    useless = verdict(told(tmp_path, {**collapse, "meaning": {"only_nuisances": True}}))
+    assert useless["headline"] == "The latent code follows only nuisances"
+    assert useless["tone"] == "bad" != useful["tone"]
+    assert "2 of 4 latent units" in useless["plainly"]
+    for promise in ("enough to sort", "can be used"):
+        assert promise not in useless["plainly"]
+
+
+def test_a_run_without_a_verdict_is_told_why(tmp_path: Path) -> None:
+    going = told(tmp_path, None)
+    assert "still training" in verdict(going)["plainly"]
+    damaged = replace(going, damaged=("metrics.json cannot be read: line 1",))
+    assert "is damaged" in verdict(damaged)["plainly"]
+    assert "holds no verdict" in verdict(told(tmp_path, {}))["plainly"]
+
+
+def test_the_most_useful_change_is_said_once(tmp_path: Path) -> None:
+    explained = "Full collapse. Most useful change: likelihood=sigma (0.5 nats). More."
+    said = {"verdict": "full", "change": "likelihood=sigma (0.5 nats)", "explanation": explained}
+    once = verdict(told(tmp_path, said))
+    assert once["explanation"] == "Full collapse. More."
+    assert once["change"] == said["change"]
+
+
+def test_a_code_that_works_is_offered_for_use(tmp_path: Path) -> None:
+    lines = " ".join(line for _, line in commands(told(tmp_path / "a b", {"verdict": "none"})))
+    for word in ("scripts/embed.py 'checkpoint=", "scripts/classify.py 'checkpoint=", "outliers"):
+        assert word in lines
+
+
+def test_a_finished_run_goes_on_to_more_epochs_than_it_had(tmp_path: Path) -> None:
+    epoch = Curve(np.array([1, 9]), np.array([0.0, 6.0]), np.array([1.0, 2.0]))
+    finished = told(tmp_path, {"verdict": "none"}, epoch=epoch)
+    assert commands(finished)[0][1].endswith("trainer.max_epochs=14")
+    assert "trainer.max_epochs" not in commands(told(tmp_path, None, epoch=epoch))[0][1]
+    assert commands(told(tmp_path, {"verdict": "none"}))[0][1].endswith("max_epochs=MORE")
+
+
+def test_a_collapsed_code_is_not_offered_for_use(run_dir: Path, tmp_path: Path) -> None:
+    folder = copied(run_dir, tmp_path)
+    shutil.rmtree(folder / "classes")
+    (folder / "outliers.parquet").unlink()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["collapse"]["verdict"] = "full"
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    page = write_page(folder).read_text("utf-8")
+    assert "checkpoint=" not in "".join(section(page, s) for s in ("classes", "outliers", "next"))
+    assert "force=true" in section(page, "next")
+    assert "lie together" not in section(page, "map")
+    assert "This code has collapsed" in section(page, "map")
+
+
+def test_no_curve_in_nats_of_a_training_that_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(panels, "learning_curves", lambda history, *_: drawn.append(history))
+    curve = Curve(np.arange(3), np.ones(3), np.ones(3))
+    run = told(tmp_path, None, **{"train/reconstruction": curve, "train/kl_nats": curve})
+    for likelihood in (
+        {"name": "sigma", "focus_radius": None},
+        {"name": "sigma", "focus_radius": 8},
+        {"name": "pixel_mean_mse", "kl_weight": 1000.0},
+    ):
+        panels.draw(replace(run, config={"likelihood": likelihood}), None, None, None)
+    assert ["train/elbo_nats" in history for history in drawn] == [True, False, False]
+
+
+def test_units_on_the_map_are_those_of_the_properties() -> None:
+    for name, (words, _) in MEASURED.items():
+        unit = re.search(r"\[(.*)\]", words)
+        assert unit is None or unit[1] in PROPERTIES[name]
+
+
+def test_a_unit_that_follows_nothing_has_no_correlation(tmp_path: Path) -> None:
+    units = [{"unit": 0, "follows": None, "correlation": 0.1},
+             {"unit": 1, "follows": "flux", "correlation": 0.9}]  # fmt: skip
+    collapse = {"verdict": "none", "kl_per_unit_nats": [2.0, 1.0], "meaning": {"units": units}}
+    table = units_table(told(tmp_path, collapse))
+    assert table is not None
+    assert [row[-1] for row in table.rows] == [None, 0.9]
+
+
+def test_the_end_of_a_run_is_when_its_last_value_was_logged(run_dir: Path, tmp_path: Path) -> None:
+    page = write_page(copied(run_dir, tmp_path)).read_text("utf-8")
+    finished = re.search("Finished ([^·]*) ·", page)
+    assert finished is not None
+    assert finished[1] in (run_dir / "report.html").read_text("utf-8")
+    assert "best checkpoint, step " in page

@@ -113,7 +113,7 @@ def test_stamps_are_reached_by_keyboard_and_said_aloud(opened: Any) -> None:
 def test_colours_and_layouts_can_be_chosen_and_a_class_shown_alone(opened: Any) -> None:
     page = opened().page
     before = page.locator("#map-plot").inner_html()
-    page.select_option("#map-colour", label="flux")
+    page.select_option("#map-colour", label="flux [raw units]")
     flux = page.locator("#map-plot").inner_html()
     assert flux != before
     page.select_option("#map-layout", index=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from vae_astro.collapse.forecast import Forecast
 
-__all__ = ["ProgressBar", "ProgressLines", "StampPanels", "draw_panels"]
+__all__ = ["N_BESIDE", "ProgressBar", "ProgressLines", "StampPanels", "draw_panels"]
 
 N_TRAVERSED = 8
 TRAVERSAL = np.linspace(-3, 3, 9)
@@ -192,7 +193,11 @@ class StampPanels(Callback):
 
 @torch.no_grad()
 def draw_panels(
-    vae: VAE, batch: Batch, monitor: CollapseMonitor | None, n_stamps: int = 8
+    vae: VAE,
+    batch: Batch,
+    monitor: CollapseMonitor | None,
+    n_stamps: int = 8,
+    kl_per_unit_nats: Sequence[float] | None = None,
 ) -> dict[str, Figure]:
     """The panels of one model.
 
@@ -206,6 +211,8 @@ def draw_panels(
         History of the KL.
     n_stamps : int
         Stamps to reconstruct, the first of the batch; all stand beside those from the prior.
+    kl_per_unit_nats : sequence of float, optional
+        Mean KL of every unit, where it is known of more stamps than these.
 
     Returns
     -------
@@ -215,13 +222,16 @@ def draw_panels(
     from vae_astro.report import figures  # Matplotlib: not before there is something to draw
 
     training = vae.training
-    real = batch["image"][:N_BESIDE, 0].cpu().numpy()
+    real = batch["image"][:N_BESIDE, 0].where(batch["mask"][:N_BESIDE, 0], torch.nan).cpu().numpy()
     batch = {name: value[:n_stamps] for name, value in batch.items()}
     vae.eval()
     try:
         posterior = vae.network.encode(batch["image"])
         location = vae(batch["image"], batch["mask"], batch["noise"])
-        kl = vae.prior.kl_per_unit(posterior).mean(0).cpu()
+        if kl_per_unit_nats is None:
+            kl = vae.prior.kl_per_unit(posterior).mean(0).cpu()
+        else:
+            kl = torch.as_tensor(kl_per_unit_nats)
         units = kl.argsort(descending=True)[:N_TRAVERSED].tolist()
         values = torch.as_tensor(TRAVERSAL, dtype=torch.float32, device=vae.device)
         codes = posterior.mean[:1].repeat(len(units) * len(values), 1)

@@ -53,6 +53,7 @@ def learning_curves(
             ax.axvline(best_step, color="0.45", lw=0.8, ls="-.")
         _scale(ax, [history[line[0]] for line in drawn], kl_forecast_nats, label)
         ax.set_ylabel(label)
+        ax.ticklabel_format(axis="y", useOffset=False)
         ax.grid(alpha=0.25, lw=0.6)
         for side in ("top", "right"):
             ax.spines[side].set_visible(False)
@@ -85,7 +86,10 @@ _PANELS = (
 def _scale(ax: Axes, curves: list[Curve], kl_forecast_nats: float | None, label: str) -> None:
     """Limits from what comes after the first steps: an untrained model is far off every scale."""
     if label in ("beta", "active units"):
-        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+        # a run without a single active unit has an axis of units too
+        low, high = ax.get_ylim()
+        ax.set_ylim(min(0.0, low), high if label == "beta" else max(1.0, high))
+        ax.yaxis.set_major_locator(MaxNLocator(integer=label != "beta", nbins=5))
         return
     last = max(int(curve.steps[-1]) for curve in curves)
     late = [curve.values[curve.steps >= SETTLED * last] for curve in curves]

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-import platform
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import yaml
 
-import vae_astro
 from vae_astro.collapse.meaning import WORDS
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.report.history import Run
 
 __all__ = [
-    "Table", "classes_command", "command", "commands", "data_rows", "forecast_table", "held",
-    "key_figures", "labels_table", "largest_betas", "number", "outliers_command",
-    "readable_table", "rejects", "rescues", "settings_text", "units_table", "verdict", "versions",
+    "Table",
+    "data_rows",
+    "forecast_table",
+    "held",
+    "is_collapsed",
+    "key_figures",
+    "kl_per_unit",
+    "labels_table",
+    "largest_betas",
+    "number",
+    "readable_table",
+    "rejects",
+    "rescues",
+    "units_table",
+    "verdict",
 ]  # fmt: skip
 
 MOST_REJECTS = 40
@@ -34,12 +40,14 @@ MOST_REJECTS = 40
 ENOUGH = 100_000
 """Stamps that tell the sky of a store."""
 BITS = math.log2(math.e)
-PACKAGES = ("torch", "lightning", "numpy", "astropy", "scikit-learn", "matplotlib")
 VERDICTS = {
     "none": ("good", "The latent code works"),
     "partial": ("fair", "The latent code works in part"),
     "full": ("bad", "The latent code has collapsed"),
 }
+CHANGE = "Most useful change"
+"""What the explanation calls it."""
+ONLY_NUISANCES = ("bad", "The latent code follows only nuisances")
 SHORT = {"none": "no collapse", "partial": "partial collapse", "full": "full collapse"}
 
 
@@ -85,6 +93,11 @@ def number(value: Any, form: str = ".3g") -> str:
     return text.replace("-", "−") if "e" not in text else text
 
 
+def is_collapsed(run: Run) -> bool:
+    """Whether the run was judged and its code says nothing."""
+    return held(run.metrics, "collapse", "verdict") == "full"
+
+
 def verdict(run: Run) -> dict[str, Any]:
     """Headline, one plain sentence, and what metrics.json explains."""
     found = held(run.metrics, "collapse", "verdict")
@@ -92,31 +105,49 @@ def verdict(run: Run) -> dict[str, Any]:
         return {
             "tone": "unknown",
             "headline": "This run has not been judged",
-            "plainly": "It has no metrics.json: it is still training, or was stopped before its "
-            "end. What it has so far is below.",
+            "plainly": f"{_why_not_judged(run)} What there is of it is below.",
             "explanation": None,
             "change": None,
         }
     tone, headline = VERDICTS[found]
     active, latent_dim = (held(run.metrics, "collapse", k) for k in ("active_units", "latent_dim"))
     kl = held(run.metrics, "val", "kl_nats")
-    said = f"{active} of {latent_dim} latent units carry information about the stamps, "
-    amount = f"{number(kl)} nats each ({number(_bits(kl))} bits)"
-    plainly = {
-        "none": f"{said}{amount} per stamp: enough to sort, compare and classify stamps by "
-        "their codes.".replace(" each", ""),
-        "partial": f"{said}{amount.replace(' each', '')} per stamp. The others are switched off: "
-        "what is left can be used, but says less than the network has room for.",
-        "full": "Every stamp gets nearly the same code: it cannot tell one from another. Do not "
-        "embed or classify with this checkpoint.",
-    }[found]
+    said = (
+        f"{active} of {latent_dim} latent units carry information about the stamps, "
+        f"{number(kl)} nats ({number(_bits(kl))} bits) per stamp"
+    )
+    if found != "full" and held(run.metrics, "collapse", "meaning", "only_nuisances") is True:
+        tone, headline = ONLY_NUISANCES
+        plainly = (
+            f"{said}, but of all that was measured only how a stamp was taken (its sky, bad "
+            "pixels or seeing) can be told from them. Sorted or classified by these codes, stamps "
+            "fall apart by that and not by what lies on them."
+        )
+    else:
+        plainly = {
+            "none": f"{said}: enough to sort, compare and classify stamps by their codes.",
+            "partial": f"{said}. The others are switched off: what is left can be used, but says "
+            "less than the network has room for.",
+            "full": "Every stamp gets nearly the same code: it cannot tell one from another. Do "
+            "not embed or classify with this checkpoint.",
+        }[found]
+    explanation, change = (held(run.metrics, "collapse", k) for k in ("explanation", "change"))
     return {
         "tone": tone,
         "headline": headline,
         "plainly": plainly,
-        "explanation": held(run.metrics, "collapse", "explanation"),
-        "change": held(run.metrics, "collapse", "change"),
+        # it names the change too, which stands out in a line of its own
+        "explanation": explanation and str(explanation).replace(f" {CHANGE}: {change}.", ""),
+        "change": change,
     }
+
+
+def _why_not_judged(run: Run) -> str:
+    if run.metrics is not None:
+        return "Its metrics.json holds no verdict on the latent code."
+    if any(clause.startswith("metrics.json") for clause in run.damaged):
+        return "Its metrics.json is damaged and cannot be read."
+    return "It has no metrics.json: it is still training, or was stopped before its end."
 
 
 def _bits(nats: Any) -> Any:
@@ -196,9 +227,20 @@ def units_table(run: Run) -> Table | None:
         follows = held(by_unit.get(k), "follows")
         r = held(by_unit.get(k), "correlation")
         state = "active" if k in by_unit else "inactive"
-        rows.append([k, nats[k], state, _in_words(follows) if follows else None, r])
+        # without a property, r is the largest of what chance gives
+        shown = (_in_words(follows), r) if follows else (None, None)
+        rows.append([k, nats[k], state, *shown])
     columns = ("unit", "KL [nats]", "state", "follows", "rank r")
     return Table("Latent units, the strongest first", columns, rows)
+
+
+def kl_per_unit(run: Run, latent_dim: int) -> list[float] | None:
+    """Mean KL of every unit as the run was judged by, in nats; None where it is not known."""
+    kl = held(run.metrics, "collapse", "kl_per_unit_nats")
+    if not isinstance(kl, list) or len(kl) != latent_dim:
+        return None
+    known = [value for value in map(known_number, kl) if value is not None]
+    return known if len(known) == latent_dim else None
 
 
 def rescues(run: Run) -> list[str]:
@@ -268,6 +310,9 @@ def data_rows(run: Run, datamodule: StampDataModule | None) -> list[tuple[str, s
                 f"{number(m, '.4g')} ({number(lo, '.4g')} to {number(hi, '.4g')})"
                 for lo, m, hi in zip(low.tolist(), middle.tolist(), high.tolist(), strict=True)
             ]
+            if n_bands > 1:
+                names = datamodule.store.band_names
+                told = [f"{name}: {value}" for name, value in zip(names, told, strict=True)]
             rows.append((f"{words}, raw units: median (5 to 95 %)", "; ".join(told)))
         good = 100 * float(np.nanmean(datamodule.store.good_fraction))
         rows.append(("good pixels", f"{good:.2f} %"))
@@ -313,71 +358,3 @@ def rejects(datamodule: StampDataModule) -> tuple[Table, Table, Path] | None:
     listed = Table(f"What was set aside: {few}{sum(counts.values())}",
                    ("source", "reason", "detail"), first)  # fmt: skip
     return reasons, listed, path
-
-
-# -- settings ------------------------------------------------------------------------------------
-
-
-def settings_text(run: Run) -> str | None:
-    """All settings of the run as YAML; None where they are not known."""
-    if not run.config:
-        return None
-    return yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
-
-
-def versions(trained_with: str | None) -> list[tuple[str, str]]:
-    """What the run was trained with, and what made the page."""
-    rows = [] if trained_with is None else [("trained with", f"vae_astro {trained_with}")]
-    rows.append(("page made with", f"vae_astro {vae_astro.__version__}"))
-    rows.append(("Python", f"{platform.python_version()} on {platform.system()}"))
-    for package in PACKAGES:
-        try:
-            rows.append((package, metadata.version(package)))
-        except metadata.PackageNotFoundError:
-            continue
-    return rows
-
-
-def shown_path(path: Path) -> str:
-    """As a person in this folder would type it."""
-    inside = path.resolve().is_relative_to(Path.cwd())
-    return os.path.relpath(path) if inside else str(path.resolve())
-
-
-def command(*words: str) -> str:
-    """A command that can be pasted into a shell."""
-    return " ".join(["python", *(shlex.quote(word) for word in words)])
-
-
-def commands(run: Run) -> list[tuple[str, str]]:
-    """What to do with the run next: words and command."""
-    here = shown_path(run.dir)
-    epochs = held(run.config, "trainer", "max_epochs")
-    longer = [f"trainer.max_epochs={2 * epochs}"] if isinstance(epochs, int) else []
-    return [
-        ("Go on training, to twice as many epochs" if longer and run.metrics else
-         "Go on training where it stopped",
-         command("train.py", f"resume={here}", *(longer if run.metrics else []))),
-        ("Another run from these weights", command("train.py", f"init_from={here}")),
-        ("Codes of the stamps, as a catalogue",
-         command("scripts/embed.py", f"checkpoint={here}", f"out={here}/latents.parquet")),
-        ("Codes of other stamps", command("scripts/embed.py", f"checkpoint={here}", "data=fits",
-                                          "data.root=FOLDER", "out=others.parquet")),
-        ("Classes, found without labels", classes_command(run)),
-        ("Odd stamps, with p-values", outliers_command(run)),
-        ("This page again, with what has been found since",
-         command("scripts/report.py", f"run={here}")),
-    ]  # fmt: skip
-
-
-def classes_command(run: Run) -> str:
-    """What finds the classes that the page shows."""
-    here = shown_path(run.dir)
-    return command("scripts/classify.py", f"checkpoint={here}", f"out={here}/classes")
-
-
-def outliers_command(run: Run) -> str:
-    """What ranks the stamps that the page shows."""
-    here = shown_path(run.dir)
-    return command("scripts/outliers.py", f"checkpoint={here}", f"out={here}/outliers.parquet",
-                   f"figure={here}/outliers.png")  # fmt: skip

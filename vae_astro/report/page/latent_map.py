@@ -17,12 +17,11 @@ from sklearn.neighbors import NearestNeighbors
 
 from vae_astro.errors import InputError
 from vae_astro.report.gallery import plain
+from vae_astro.report.palette import PALETTE
 
 __all__ = ["Colour", "Layout", "categories", "layouts", "map_figure", "neighbours", "numbers",
            "sprite"]  # fmt: skip
 
-PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
-"""Colours that the colour-blind tell apart (Okabe & Ito 2008)."""
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 MARKERS = ("o", "s", "^", "D", "X")
 """The same for a static figure. Colour and shape go on differently, so that the ninth category is
@@ -79,7 +78,12 @@ class Colour:
     log: bool = False
 
 
-def layouts(mean: np.ndarray, kl_per_unit_nats: np.ndarray, with_umap: bool) -> list[Layout]:
+def layouts(
+    mean: np.ndarray,
+    kl_per_unit_nats: np.ndarray,
+    with_umap: bool,
+    units: Sequence[int] | None = None,
+) -> list[Layout]:
     """Principal components, the two strongest units and, where asked for, UMAP.
 
     Parameters
@@ -90,6 +94,8 @@ def layouts(mean: np.ndarray, kl_per_unit_nats: np.ndarray, with_umap: bool) -> 
         Which units are strong.
     with_umap : bool
         Whether UMAP (McInnes et al. 2018) lays them out as well.
+    units : sequence of int, optional
+        Numbers of the units that the columns are of; from 0 without them.
 
     Raises
     ------
@@ -112,7 +118,8 @@ def layouts(mean: np.ndarray, kl_per_unit_nats: np.ndarray, with_umap: bool) -> 
     laid = [Layout("principal components (PCA)", plane[:, 0], plane[:, 1], (axes[0], axes[1]))]
     if latent_dim > 1:
         first, second = np.argsort(-kl_per_unit_nats, kind="stable")[:2].tolist()
-        names = (f"latent unit {first}", f"latent unit {second}")
+        called = range(latent_dim) if units is None else units
+        names = (f"latent unit {called[first]}", f"latent unit {called[second]}")
         laid.append(Layout("the two strongest units", mean[:, first], mean[:, second], names))
     if with_umap:
         x, y = _umap(mean).T
@@ -223,6 +230,7 @@ def map_figure(layout: Layout, colour: Colour | None) -> Figure:
     ax.set_xlabel(layout.axes[0])
     ax.set_ylabel(layout.axes[1])
     ax.set_aspect("auto")
+    ax.ticklabel_format(useOffset=False)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     return figure

@@ -37,8 +37,15 @@ if TYPE_CHECKING:
 
 __all__ = ["NoMap", "StampMap", "map_of"]
 
-MEASURED = {"flux": True, "size": False, "ellipticity": False, "seeing": False, "sky_level": False}
-"""Properties that stamps can be coloured by, and whether on a logarithmic scale."""
+MEASURED = {
+    "flux": ("flux [raw units]", True),
+    "size": ("size [pixels]", False),
+    "ellipticity": ("ellipticity", False),
+    "seeing": ("seeing [pixels]", False),
+    "sky_level": ("sky level [raw units]", False),
+}
+"""Properties that stamps can be coloured by: in words with the unit that
+`evaluate.properties.PROPERTIES` states, and whether on a logarithmic scale."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ def map_of(
     outliers: Outliers | None,
     options: PageOptions,
     why_not: str | None,
+    kl_per_unit_nats: list[float] | None = None,
 ) -> StampMap | NoMap:
     """Codes of some stamps by the checkpoint, laid out in a plane.
 
@@ -104,8 +112,9 @@ def map_of(
     colours = _colours(seen, looked, labels, properties, classes, outliers)
     units = list(model.vae.clustered_units)
     codes = looked.mean[:, units]
-    strength = np.var(codes, axis=0)
-    laid = layouts(codes, strength, options.umap)
+    # as the run was judged by, where that is known: one order on the whole page
+    kl = np.asarray(kl_per_unit_nats or looked.kl_per_unit_nats.mean(0))
+    laid = layouts(codes, kl[units], options.umap, units)
     pixels, tiles = sprite(looked.stamps, looked.models)
     facts = [
         {"id": str(name), "object": str(whole), "ra": _rounded(ra), "dec": _rounded(dec)}
@@ -149,8 +158,8 @@ def _colours(
         odd = dict(zip(outliers.index.tolist(), outliers.p_value.tolist(), strict=True))
         p_value = np.array([odd.get(row, np.nan) for row in seen.index.tolist()])
         found.append(numbers("p-value", p_value, log=True))
-    for name, log in MEASURED.items():
-        found.append(numbers(name.replace("_", " "), properties[name], log=log))
+    for name, (words, log) in MEASURED.items():
+        found.append(numbers(words, properties[name], log=log))
     found += [
         numbers("KL [nats]", looked.kl_nats),
         numbers("chi² per pixel", looked.chi2_per_pixel, log=True),

@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from vae_astro.data.datamodule import StampDataModule
+from vae_astro.model.focus import FocusedLikelihood
+from vae_astro.model.likelihoods import LIKELIHOODS
 from vae_astro.report import figures
-from vae_astro.report.callbacks import draw_panels
+from vae_astro.report.callbacks import N_BESIDE, draw_panels
 from vae_astro.report.history import Curve, Run
 from vae_astro.report.odd_stamps import draw_odd_stamps
 from vae_astro.report.page.curves import learning_curves
-from vae_astro.report.page.facts import held
+from vae_astro.report.page.facts import held, kl_per_unit
 from vae_astro.report.page.galleries import Outliers
 from vae_astro.report.page.pictures import Picture, drawing, photograph, stored
 from vae_astro.report.page.stamps import Model
 
-__all__ = ["Panels", "draw"]
+__all__ = ["Panels", "draw", "kl_factor"]
 
 N_RECONSTRUCTED = 8
-N_BESIDE = 32
-"""Stamps drawn from the prior, and real ones beside them."""
 
 ALTS = {
     "reconstructions": "Rows of validation stamps, of what the model makes of them, and of the "
     "residuals in units of the pixel noise on a scale from −5 to 5.",
     "traversals": "A row for each of the strongest latent units: the decoded stamp while the unit "
     "goes from −3 to 3.",
-    "prior_samples": "A sheet of stamps decoded from codes that were drawn from the prior.",
+    "prior_samples": "Left, real stamps of the validation; right, stamps decoded from codes that "
+    "were drawn from the prior, on the same stretch.",
     "kl_per_unit": "KL of every latent unit, in nats, over the optimiser steps; a row for each "
     "unit, the strongest at the top.",
 }
 CAPTIONS = {
     "reconstructions": "Validation stamps, normalised as the network sees them; residuals in units "
     "of the pixel noise: what is left should look like noise between −3 and 3.",
-    "traversals": "What each unit changes on one stamp. A unit that changes nothing says nothing.",
-    "prior_samples": "Expected pixels of codes from the prior, without noise.",
+    "traversals": "What each unit changes on one stamp, the unit with the largest KL first. A "
+    "unit that changes nothing says nothing.",
+    "prior_samples": "Real stamps have noise; those from the prior are expected pixels, without "
+    "it. A prior that the codes fill gives stamps that could be real.",
     "kl_per_unit": "A row that goes dark is a unit that is switched off.",
 }
 
@@ -82,7 +86,7 @@ def draw(
             CAPTIONS["kl_per_unit"],
         )
     if model is not None and datamodule is not None:
-        _draw_stamps(panels, model, datamodule)
+        _draw_stamps(panels, model, datamodule, kl_per_unit(run, model.vae.latent_dim))
         if outliers is not None and len(outliers.index):
             n = len(outliers.top)
             figure = draw_odd_stamps(
@@ -110,7 +114,7 @@ def draw(
 def _curves(run: Run, model: Model | None) -> Picture | None:
     history = dict(run.history)
     rec, kl = (history.get(f"train/{name}") for name in ("reconstruction", "kl_nats"))
-    if rec is not None and kl is not None:
+    if rec is not None and kl is not None and _trains_a_density(run, model):
         # both are logged at the same steps, but a file may break off between them
         steps, of_rec, of_kl = np.intersect1d(rec.steps, kl.steps, return_indices=True)
         elbo = rec.values[of_rec] - kl.values[of_kl]
@@ -121,12 +125,40 @@ def _curves(run: Run, model: Model | None) -> Picture | None:
     figure = learning_curves(history, forecast if isinstance(forecast, float) else None, best)
     if figure is None:
         return None
+    factor = kl_factor(run, model)
+    times = "" if factor == 1 else f", which is multiplied by likelihood.kl_weight = {factor:g}"
+    elbo = "ELBO and KL of training and validation"
+    if "train/elbo_nats" not in history:
+        elbo = "ELBO of validation, KL of training and validation"
+    caption = "The scale is that of what comes after the first tenth of the steps."
+    if rec is not None and not _trains_a_density(run, model):
+        caption += " What is trained on is no log-density of whole stamps, so it is not drawn."
+    if factor != 1:
+        caption += f" The KL weighs beta times likelihood.kl_weight = {factor:g} in the loss."
     return drawing(
         figure,
-        "Curves over the optimiser steps: ELBO and KL of training and validation, active units, "
-        "and below them the weight beta of the KL.",
-        "The scale is that of what comes after the first tenth of the steps.",
+        f"Curves over the optimiser steps: {elbo}, active units, and below them the weight beta "
+        f"of the KL{times}.",
+        caption,
     )
+
+
+def _trains_a_density(run: Run, model: Model | None) -> bool:
+    """Whether the reconstruction that training logs is a log-density of whole stamps."""
+    if model is not None:
+        likelihood = model.vae.likelihood
+        return likelihood.is_density and not isinstance(likelihood, FocusedLikelihood)
+    given = held(run.config, "likelihood")
+    kind: Any = LIKELIHOODS.get(str(held(given, "name")))
+    return kind is not None and kind.is_density and held(given, "focus_radius") is None
+
+
+def kl_factor(run: Run, model: Model | None) -> float:
+    """What the likelihood multiplies beta by."""
+    if model is not None:
+        return float(model.vae.likelihood.kl_weight)
+    factor = held(run.config, "likelihood", "kl_weight")
+    return float(factor) if isinstance(factor, int | float) else 1.0
 
 
 def _spectrum(run: Run) -> Picture | None:
@@ -149,25 +181,17 @@ def _spectrum(run: Run) -> Picture | None:
 
 
 @torch.no_grad()
-def _draw_stamps(panels: Panels, model: Model, datamodule: StampDataModule) -> None:
+def _draw_stamps(
+    panels: Panels,
+    model: Model,
+    datamodule: StampDataModule,
+    kl_per_unit_nats: list[float] | None,
+) -> None:
     vae = model.vae
-    shown = next(iter(datamodule.in_order(datamodule.val_rows[:N_RECONSTRUCTED])))
-    shown = {name: value.to(vae.device) for name, value in shown.items()}
-    drawn = draw_panels(vae, shown, None)
-    for name in ("reconstructions", "traversals"):
-        setattr(panels, name, photograph(drawn[name], ALTS[name], CAPTIONS[name]))
-    some = datamodule.val_rows[:N_BESIDE]
-    real = torch.cat(
-        [
-            batch["image"][:, 0].where(batch["mask"][:, 0], torch.nan).cpu()
-            for batch in datamodule.in_order(some)
-        ]
-    ).numpy()
-    figure = figures.beside(real, vae.sample(N_BESIDE)[:, 0], vae.band_names[0])
-    panels.prior_samples = photograph(
-        figure,
-        "Left, real stamps of the validation; right, stamps decoded from codes that were drawn "
-        "from the prior, on the same stretch.",
-        "Real stamps have noise; those from the prior are expected pixels, without it. A prior "
-        "that the codes fill gives stamps that could be real.",
-    )
+    batches = list(datamodule.in_order(datamodule.val_rows[:N_BESIDE]))
+    shown = {
+        name: torch.cat([batch[name] for batch in batches]).to(vae.device) for name in batches[0]
+    }
+    drawn = draw_panels(vae, shown, None, N_RECONSTRUCTED, kl_per_unit_nats)
+    for name, figure in drawn.items():
+        setattr(panels, name, photograph(figure, ALTS[name], CAPTIONS[name]))

@@ -86,6 +86,7 @@ class Looked:
     mean : ndarray, shape (N, Z)
         Posterior means.
     kl_nats, chi2_per_pixel : ndarray, shape (N,)
+    kl_per_unit_nats : ndarray, shape (N, Z)
     stamps, models : ndarray, shape (N, C, S, S), float32
         Normalised stamps (bad pixels NaN) and expected pixels, made small; bands shown only.
     """
@@ -93,6 +94,7 @@ class Looked:
     mean: np.ndarray
     kl_nats: np.ndarray
     chi2_per_pixel: np.ndarray
+    kl_per_unit_nats: np.ndarray
     stamps: np.ndarray
     models: np.ndarray
 
@@ -184,7 +186,7 @@ def look_at(vae: VAE, datamodule: StampDataModule, index: np.ndarray) -> Looked:
         Ascending.
     """
     vae.eval()
-    columns: list[list[Tensor]] = [[], [], [], [], []]
+    columns: list[list[Tensor]] = [[], [], [], [], [], []]
     for batch in datamodule.in_order(index, on_device=True):
         here = {name: value.to(vae.device) for name, value in batch.items()}
         scores = vae.score(here, vae.evaluation_noise(here["index"]))
@@ -193,6 +195,7 @@ def look_at(vae: VAE, datamodule: StampDataModule, index: np.ndarray) -> Looked:
             scores.posterior.mean,
             scores.elbo.kl,
             scores.chi2_per_pixel,
+            vae.prior.kl_per_unit(scores.posterior),
             _small(seen, here["mask"][:, :BANDS_SHOWN]),
             _small(scores.location[:, :BANDS_SHOWN].float()),
         )

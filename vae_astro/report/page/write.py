@@ -20,7 +20,7 @@ from markupsafe import Markup
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
 from vae_astro.report.history import Run, read_run
-from vae_astro.report.page import facts
+from vae_astro.report.page import commands, facts
 from vae_astro.report.page.galleries import (
     RANKING,
     Classes,
@@ -29,7 +29,7 @@ from vae_astro.report.page.galleries import (
     read_outliers,
 )
 from vae_astro.report.page.map_section import map_of
-from vae_astro.report.page.panels import draw
+from vae_astro.report.page.panels import draw, kl_factor
 from vae_astro.report.page.stamps import Model, open_model, open_stamps
 from vae_astro.settings import check_bool, check_int, check_text
 
@@ -199,6 +199,9 @@ def _rendered(
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         finished=_finished(run),
         verdict=facts.verdict(run),
+        is_collapsed=facts.is_collapsed(run),
+        kl_factor=kl_factor(run, model),
+        checkpoint=None if model is None else _checkpoint(model),
         figures=facts.key_figures(run),
         forecast=facts.forecast_table(run),
         largest_betas=facts.largest_betas(run),
@@ -208,26 +211,41 @@ def _rendered(
         panels=panels,
         why_no_model=why_no_model,
         why_no_stamps=why_no_stamps,
-        map=map_of(model, datamodule, classes, outliers, options, why_no_stamps),
+        map=map_of(
+            model,
+            datamodule,
+            classes,
+            outliers,
+            options,
+            why_no_stamps,
+            None if model is None else facts.kl_per_unit(run, model.vae.latent_dim),
+        ),
         classes=classes,
         outliers=outliers,
         data=facts.data_rows(run, datamodule),
         labels=None if datamodule is None else facts.labels_table(datamodule),
         rejects=None if datamodule is None else facts.rejects(datamodule),
-        settings=facts.settings_text(run),
-        typed=facts.command("train.py", *run.overrides),
-        versions=facts.versions(None if model is None else model.trained_with),
-        commands=facts.commands(run),
-        classes_command=facts.classes_command(run),
-        outliers_command=facts.outliers_command(run),
+        settings=commands.settings_text(run),
+        typed=commands.command("train.py", *run.overrides),
+        versions=commands.versions(None if model is None else model.trained_with),
+        commands=commands.commands(run),
+        classes_command=commands.classes_command(run),
+        outliers_command=commands.outliers_command(run),
     )
 
 
 def _finished(run: Run) -> str | None:
-    path = run.dir / "metrics.json"
-    if run.metrics is None or not path.is_file():
+    """When its last value was logged; a copied file has the time of the copy."""
+    if run.metrics is None or not run.history:
         return None
-    return datetime.fromtimestamp(path.stat().st_mtime).astimezone().strftime("%Y-%m-%d %H:%M")
+    last = max(float(curve.wall_times[-1]) for curve in run.history.values())
+    return datetime.fromtimestamp(last).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _checkpoint(model: Model) -> str:
+    """Which checkpoint the pictures are of, in words."""
+    name = {"best": "best checkpoint", "last": "last checkpoint"}.get(model.path.stem)
+    return f"{name or model.path.name}, step {model.checkpoint['global_step']}"
 
 
 def _model(run: Run, device: torch.device | str) -> tuple[Model | None, str | None]:

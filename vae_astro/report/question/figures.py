@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from vae_astro.report.palette import PALETTE
 from vae_astro.report.question.faults import FAULTS, PATHS
 from vae_astro.report.question.measure import Answer, ClassMap, Outcome
 
@@ -20,8 +21,6 @@ STRETCH_WORDS = {"minmax": "min-max"}
 """Normalisations that are called otherwise in words."""
 VERDICT_COLOURS = {"full": "#c8c8c8", "partial": "#f6d58a", "none": "#a9d3ee"}
 VERDICT_WORDS = {"full": "full collapse", "partial": "partial collapse", "none": "no collapse"}
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-"""Colours that the colour-blind tell apart (Okabe & Ito 2008)."""
 MARKERS = "os^Dv*PX"
 LETTERS = "ABCDEFGH"
 GRID = 13

@@ -58,6 +58,7 @@
   const WIDTH = 720, HEIGHT = 540, MARGIN = 44, NEAR_ENOUGH = 24;
   const n = data.facts.length;
   let places = [];
+  let ends = [];
   let shown = -1;
   let kept = false;
   let alone = null;
@@ -107,6 +108,7 @@
       const span = high - low || 1;
       return values.map((value) => from + (to - from) * (high > low ? (value - low) / span : 0.5));
     };
+    ends = [x, y].map((values) => [values.reduce((a, b) => Math.min(a, b), Infinity), values.reduce((a, b) => Math.max(a, b), -Infinity)]);
     const across = spread(x, MARGIN, WIDTH - 14);
     const up = spread(y, HEIGHT - MARGIN, 14);
     places = across.map((value, k) => [value, up[k]]);
@@ -132,6 +134,15 @@
     });
     const bottom = HEIGHT - MARGIN + 10, left = MARGIN - 10;
     const axis = element("path", { d: `M${left},8V${bottom}H${WIDTH - 8}`, fill: "none", class: "axis" });
+    // the lowest and the highest value of each axis: a code that says nothing spans next to nothing
+    const ticks = ends.flatMap(([low, high], upward) => [low, high].map((value, top) => {
+      const at = upward ? (top ? 14 : HEIGHT - MARGIN) : (top ? WIDTH - 14 : MARGIN);
+      const tick = element("text", upward
+        ? { x: -at, y: 18, transform: "rotate(-90)", "text-anchor": top ? "end" : "start" }
+        : { x: at, y: HEIGHT - 10, "text-anchor": top ? "end" : "start" });
+      tick.textContent = high > low ? words(value) : top ? "" : `all ${words(value)}`;
+      return tick;
+    }));
     const along = element("text", { x: WIDTH / 2, y: HEIGHT - 10, "text-anchor": "middle" });
     along.textContent = layout.axes[0];
     const upwards = element("text", {
@@ -139,7 +150,7 @@
     });
     upwards.textContent = layout.axes[1];
     const marks = element("g", { id: "map-marks" });
-    plot.replaceChildren(axis, along, upwards, group, marks);
+    plot.replaceChildren(axis, ...ticks, along, upwards, group, marks);
     mark();
   };
 
@@ -209,7 +220,7 @@
     const fact = data.facts[k];
     const rows = [["stamp", fact.id]];
     if (fact.object && fact.object !== fact.id) rows.push(["object", fact.object]);
-    if (fact.ra !== null && fact.dec !== null) rows.push(["RA, Dec", `${fact.ra}, ${fact.dec}`]);
+    if (fact.ra !== null && fact.dec !== null) rows.push(["RA, Dec [deg]", `${fact.ra}, ${fact.dec}`]);
     for (const colour of data.colours) rows.push([colour.name, told(colour, k)]);
     get("stamp-facts").replaceChildren(...rows.map(([name, value]) => {
       const row = document.createElement("div");
@@ -274,11 +285,16 @@
     });
     return best;
   };
-  const leftmost = () => places.reduce((best, [x], k) => (x < places[best][0] ? k : best), 0);
+  // the stamp nearest the middle stamp of both axes
+  const innermost = () => {
+    const middle = [0, 1].map((axis) => places.map((at) => at[axis]).sort((a, b) => a - b)[n >> 1]);
+    const far = places.map(([x, y]) => Math.hypot(x - middle[0], y - middle[1]));
+    return far.indexOf(Math.min(...far));
+  };
   plot.addEventListener("keydown", (event) => {
     let k = -1;
-    if (event.key in STEPS) k = shown < 0 ? leftmost() : towards(STEPS[event.key]);
-    else if (event.key === "Home") k = leftmost();
+    if (event.key in STEPS) k = shown < 0 ? innermost() : towards(STEPS[event.key]);
+    else if (event.key === "Home") k = innermost();
     else if (event.key === "Enter" || event.key === " ") kept = !kept;
     else if (event.key === "Escape") kept = false;
     else return;
@@ -286,7 +302,7 @@
     if (k >= 0) show(k, true);
   });
   plot.addEventListener("focus", () => {
-    if (shown < 0 && n && plot.matches(":focus-visible")) show(leftmost(), true);
+    if (shown < 0 && n && plot.matches(":focus-visible")) show(innermost(), true);
   });
 
   const choices = (select, names) => {
@@ -297,7 +313,7 @@
   choices(get("map-colour"), data.colours.map(({ name }) => name));
   get("map-layout").addEventListener("change", () => { place(); draw(); });
   get("map-colour").addEventListener("change", () => { alone = null; legend(); draw(); });
-  const begin = () => { place(); legend(); draw(); if (n) show(leftmost(), false); };
+  const begin = () => { place(); legend(); draw(); if (n) show(innermost(), false); };
   if (sheet.complete) begin();
   else sheet.addEventListener("load", begin);
 })();
