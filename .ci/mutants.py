@@ -1,6 +1,6 @@
 """How many small mistakes in the code that figures rest on would a test notice?
 
-python .ci/mutants.py sample 40 20261123   make all mutants, keep 40 of each file, drawn with a seed
+python .ci/mutants.py sample 12 20261123   make all mutants, keep 12 of each file, drawn with a seed
 mutmut run --max-children 1                test those; goes on where it was stopped
 python .ci/mutants.py table                what came of it, file by file, and which were not caught
 
