@@ -140,6 +140,8 @@ def smaller(program: str, words: list[str]) -> list[str]:
         n_epochs = 9 if resumed else 2 if "-m" in words else 6
         more += ["callbacks.progress=false", f"trainer.max_epochs={n_epochs}"]
         more += [] if resumed else ["collapse.forecast_stamps=100", "data.batch_size=16"]
+        if value_of(words, "run_dir") != "runs/page":  # that of docs/run-page.md has its page
+            more += ["callbacks.page=false"]
         if value_of(words, "trainer") == "ddp":
             more += ["trainer.devices=2", "trainer.accelerator=cpu"]
         if simulates and not resumed and not _reads_files(words):
