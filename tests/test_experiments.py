@@ -76,7 +76,7 @@ def test_wide_stamps_train_in_small_batches(tmp_path: Path) -> None:
 
 
 def test_faint_sources_are_explained_down_to_the_noise_they_came_with(tmp_path: Path) -> None:
-    sky = simulate(tmp_path / "all", n_stamps=600, size=32, n_processes=1, progress=False)
+    sky = simulate(tmp_path / "all", n_stamps=3000, size=32, n_processes=1, progress=False)
     faint = tmp_path / "faint"
     faint.mkdir()
     for file in sorted(sky.glob("*/*.fits")):
@@ -94,7 +94,7 @@ def test_faint_sources_are_explained_down_to_the_noise_they_came_with(tmp_path: 
         fits.HDUList(hdus).writeto(faint / file.name)
     assert len(list(faint.iterdir())) > 60
     metrics = only(
-        train(tmp_path, "experiment=faint", f"data.root={faint}", "trainer.max_epochs=20")
+        train(tmp_path, "experiment=faint", f"data.root={faint}", "trainer.max_epochs=60")
     )
     assert metrics["val"]["chi2_per_pixel"] == pytest.approx(1, abs=0.25)
 
