@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from vae_astro.data.stamp import Reject, Stamp, StampBlock
 REAL_DATA = Path(
     os.environ.get("VAE_ASTRO_REAL_DATA", Path(__file__).parents[2] / "shared" / "data")
 )
+
+# a shell that starts the tests in the background has them ignore Ctrl-C, and all that they start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
