@@ -55,6 +55,20 @@ def test_all_forms_of_the_same_stamps_have_the_same_codes(sky: np.ndarray, tmp_p
         np.testing.assert_allclose(vae.embed(given, batch_size=4), codes, atol=1e-5)
 
 
+def test_stamps_without_a_good_pixel_are_counted_in_a_warning(
+    sky: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    vae = small_vae()
+    vae.embed(sky)
+    assert not caplog.messages
+    sky[[1, 4]] = np.nan
+    sky[2, 1:] = np.nan  # a row of it is good
+    assert np.isfinite(vae.embed(sky, batch_size=2)).all()
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "2 of 6 stamps have no good pixel"
+    ]
+
+
 def test_masked_pixels_of_ccddata_count_as_little_as_nan(sky: np.ndarray) -> None:
     vae = small_vae()
     bad = np.zeros(sky.shape, bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,8 @@ from vae_astro.settings import check_int
 
 __all__ = ["ArrayCalls"]
 
+log = logging.getLogger(__name__)
+
 
 class ArrayCalls(GuardedSteps):
     """`embed`, `reconstruct`, `log_likelihood` and `sample` of a `VAE`.
@@ -33,9 +36,9 @@ class ArrayCalls(GuardedSteps):
     Stamps are given as `given_stamps` takes them: an array of any real type and byte order, masked
     or not; a tensor; an `~astropy.nddata.NDData` or `~astropy.nddata.CCDData`; the name of a FITS
     file or of a folder of them; or a list of those. With one band, three axes are (N, H, W); with
-    more, (C, H, W). NaN and masked pixels are left out. An uncertainty takes the place of the noise
-    that is measured in the sky, where the likelihood asks for it. Another size than the model's is
-    centre-cropped or padded.
+    more, (C, H, W). NaN and masked pixels are left out, and the log warns of stamps that have no
+    good pixel. An uncertainty takes the place of the noise that is measured in the sky, where the
+    likelihood asks for it. Another size than the model's is centre-cropped or padded.
     """
 
     network: Network
@@ -177,10 +180,21 @@ class ArrayCalls(GuardedSteps):
     def _normalized(self, raw: Stamps, batch_size: int) -> Iterator[NormalizedStamps]:
         size = self.stamp_shape[1]
         pieces = given_stamps(raw, self.band_names, size)
+        n_blank = n = 0
         for pixels, noise in in_batches(pieces, size, batch_size):
             if noise is not None:
                 noise = noise.to(self._place)
-            yield self.normalizer(pixels.to(self._place), noise=noise)
+            normalized = self.normalizer(pixels.to(self._place), noise=noise)
+            n_blank += int((~normalized.mask.flatten(1).any(1)).sum())
+            n += len(pixels)
+            yield normalized
+        if n_blank:
+            log.warning(
+                "%d of %d stamps have no good pixel: what is said of them is what the model says "
+                "of nothing",
+                n_blank,
+                n,
+            )
 
 
 def _array(parts: list[Tensor]) -> np.ndarray:

@@ -62,12 +62,14 @@ def as_stamps(raw: np.ndarray, band_names: Sequence[str] | None) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise InputError(f"stamps must be an array of numbers: {error}") from error
     given = raw.shape
+    if not raw.size:
+        raise InputError(f"there are no stamps: the array has shape {given}")
     n_bands = len(band_names) if band_names is not None else 1 if raw.ndim < 4 else given[1]
     if raw.ndim == 2 or (raw.ndim == 3 and n_bands > 1):
         raw = raw[None]
     if raw.ndim == 3:
         raw = raw[:, None]
-    if raw.ndim != 4 or raw.shape[1] != n_bands or not raw.size or raw.dtype.kind not in "biuf":
+    if raw.ndim != 4 or raw.shape[1] != n_bands or raw.dtype.kind not in "biuf":
         bands_last = len(given) > 2 and given[-1] == n_bands and given[-2] > n_bands
         raise InputError(
             f"stamps have shape {given} of {raw.dtype}; {_wanted(n_bands, band_names)}"

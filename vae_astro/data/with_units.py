@@ -14,6 +14,9 @@ from vae_astro.errors import InputError
 
 __all__ = ["taken_apart"]
 
+NOT_LIGHT = {"angle", "frequency", "length", "speed", "time"}
+"""Physical types that a map of something else has: a seeing, a wavelength, a velocity field."""
+
 Parts: TypeAlias = tuple[np.ndarray, np.ndarray | None, units.UnitBase | None]
 
 
@@ -23,17 +26,40 @@ def taken_apart(stamps: Any) -> Parts | None:
     Raises
     ------
     InputError
-        No real numbers; a mask or an uncertainty of another shape, kind or unit.
+        No real numbers; a unit that is logarithmic or not one of light; a mask or an uncertainty of
+        another shape, kind or unit.
     """
+    unit = getattr(stamps, "unit", None)
+    if isinstance(stamps, NDData | Masked | units.Quantity) and unit is not None:
+        _refuse_what_is_no_light(unit)
     if isinstance(stamps, NDData):
         return _of_nddata(stamps)
     if isinstance(stamps, Masked):
-        pixels, unit = stamps.unmasked, getattr(stamps, "unit", None)
-        pixels = np.where(stamps.mask, np.float32(np.nan), filled(np.asarray(pixels)))
+        pixels = np.asarray(stamps.unmasked)
+        pixels = np.where(stamps.mask, np.float32(np.nan), filled(pixels))
         return pixels, None, unit
     if isinstance(stamps, units.Quantity):
         return stamps.value, None, stamps.unit
     return None
+
+
+def _refuse_what_is_no_light(unit: units.UnitBase) -> None:
+    """Sky and noise are measured in pixels that add up as photons do."""
+    logarithmic = isinstance(unit, units.function.FunctionUnitBase) or unit in (
+        units.mag,
+        units.dex,
+        units.dB,
+    )
+    if logarithmic:
+        raise InputError(
+            f"the stamps are in {unit}, a logarithm; give them in a linear unit such as adu, "
+            "electron or nJy"
+        )
+    if NOT_LIGHT & set(unit.physical_type):
+        raise InputError(
+            f"the stamps are in {unit}, a unit of {unit.physical_type}; give counts, a flux or a "
+            "surface brightness"
+        )
 
 
 def _of_nddata(stamps: NDData) -> Parts:
