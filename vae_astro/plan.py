@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from vae_astro import length
 from vae_astro.checked import Checked
 from vae_astro.collapse.forecast import forecast_run
-from vae_astro.data.batches import Batch
+from vae_astro.data.batches import Batch, EpochSampler
 from vae_astro.data.datamodule import DEFAULT_SIZE, StampDataModule
 from vae_astro.data.simulated import is_finished, settings_of
 from vae_astro.data.sources.reader import Source
@@ -34,7 +36,7 @@ from vae_astro.objective.beta import SCHEDULES
 from vae_astro.parts import weights_at
 from vae_astro.progress import duration
 from vae_astro.settings import build
-from vae_astro.training import Attempt, new_vae, set_length
+from vae_astro.training import Attempt, new_vae
 from vae_astro.vae import VAE
 
 __all__ = ["plan"]
@@ -104,15 +106,20 @@ def plan(settings: dict[str, Any], checked: Checked, run_dir: Path) -> str:
     if settings["data"]["batch_size"] is None:
         datamodule.batch_size = batch_size_for(attempt.machine, n_train, n_ranks)
     batch_size = min(datamodule.batch_size, max(n_train, 1))
-    per_epoch = max(1, n_train // batch_size)
-    set_length(attempt.trainer, settings["trainer"], per_epoch)
-    n_epochs = int(attempt.trainer.fit_loop.max_epochs or 1)
-    total_steps = n_epochs * per_epoch
+    trainer = attempt.trainer
+    n_batches = _n_batches(datamodule, stamps.store, n_train, n_ranks)
+    length.set_length(trainer, settings["trainer"], n_batches)
+    n_epochs = int(trainer.fit_loop.max_epochs or 1)
+    per_epoch = length.steps_per_epoch(trainer, n_batches)
+    total_steps = length.total_steps(trainer, n_batches)
     bands = stamps.form.band_names
     vae = new_vae(settings, (len(bands), stamps.form.size, stamps.form.size), bands)
     step_s, look_s = time_steps(vae, attempt, max(1, batch_size // n_ranks))
-    n_looks = n_epochs // max(1, int(attempt.trainer.check_val_every_n_epoch or 1))
-    train_s = total_steps * step_s + n_looks * look_s * max(1, n_val / batch_size)
+    n_looks = n_epochs // max(1, int(trainer.check_val_every_n_epoch or 1))
+    n_val_batches = length.batches_taken(
+        "trainer.limit_val_batches", trainer.limit_val_batches, -(-n_val // batch_size)
+    )
+    train_s = total_steps * step_s + n_looks * look_s * n_val_batches
     n_parameters = sum(parameter.numel() for parameter in vae.parameters())
     checkpoint = ADAM_COPIES * 4 * n_parameters
     n_kept = 3 if settings["collapse"]["action"] == "rescue" else 2
@@ -246,6 +253,16 @@ def _split(stamps: Stamps, datamodule: StampDataModule) -> tuple[int, int]:
         return len(datamodule.train_rows), len(datamodule.val_rows)
     n_val = round(stamps.n * datamodule.val_fraction)
     return stamps.n - n_val - round(stamps.n * datamodule.test_fraction), n_val
+
+
+def _n_batches(
+    datamodule: StampDataModule, store: StampStore | None, n_train: int, n_ranks: int
+) -> int:
+    """Batches of an epoch; of as many stamps as are expected where they are not packed."""
+    if store is not None and n_train >= n_ranks:
+        return datamodule.batches_per_epoch(n_ranks)
+    rows = np.arange(max(n_train, n_ranks))
+    return len(EpochSampler(rows, datamodule.batch_size, datamodule.seed, n_ranks=n_ranks))
 
 
 def time_steps(vae: VAE, attempt: Attempt, n_stamps: int) -> tuple[float, float]:
