@@ -50,13 +50,15 @@ def pack(
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(endings.OURS, "1")
+    monkeypatch.setenv(endings.FULL, "1")
 
     def pack(*overrides: str, expect: int = 0) -> Done:
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = hydra.compose("pack", list(overrides))
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            script.main.__wrapped__(config)
+            endings.run(lambda: script.main.__wrapped__(config), "pack", ROOT / "conf")
         done = Done(*capsys.readouterr())
         assert left.value.code == expect, done
         return done
