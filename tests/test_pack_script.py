@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
+from vae_astro.command import endings
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "pack.py"
 
