@@ -22,6 +22,7 @@ CONF = Path(__file__).parents[1] / "conf"
 
 @pytest.fixture(autouse=True)
 def one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "FEWEST_STEPS", 1)
     monkeypatch.setattr(plan_module, "MOST_STEPS", 1)
 
 
@@ -38,7 +39,7 @@ def planned(folder: Path, *overrides: str) -> dict[str, str]:
     given = [f"data.store_dir={folder / 'stores'}", "trainer=cpu", "model.latent_dim=4", *overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = run_settings(compose("config", [*given, "debug=plan"]), given)
-    text = plan(settings, check(settings, folder / "run"), folder / "run")
+    text = plan(settings, check(settings, folder / "run"), folder / "run", 4.0)
     assert "nothing was written" in text
     parts: dict[str, str] = {}
     name = ""
@@ -57,6 +58,7 @@ def test_stamps_that_are_not_packed_are_counted_and_stay_so(stamps: Path, tmp_pa
     assert "3 epochs of 4 steps: 12 steps of 16 stamps" in said["train"]
     assert "when the stamps are packed" in said["forecast"]
     assert "an estimate" in said["time"]
+    assert "start and verdict 10 s" in said["time"]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -43,13 +43,14 @@ __all__ = ["plan"]
 
 LOOKED_AT = 64
 """Sources that are read to learn how many stamps they hold and how fast they are read."""
-STEPS_S, MOST_STEPS = 3.0, 20
-"""How long steps are timed [s], and how many at most; the first does not count."""
+STEPS_S, FEWEST_STEPS, MOST_STEPS = 3.0, 3, 20
+"""How long steps are timed [s], and how many at least and at most; the first does not count."""
 FORECAST_STAMPS = 1024
 DRAWN_PER_S = 435
 """Simulated stamps drawn and written by one core in a second: docs/benchmarks.md."""
-AROUND_S = 15.0
-"""What starting, the forecast and judging take besides on two cores [s]: docs/command-line.md."""
+AROUND = 2.5
+"""Starts of the command that a run takes besides reading and training: its own start, the forecast,
+the verdict and the page. A start is timed, so this knows the machine: docs/command-line.md."""
 PICTURES_BYTES = 10 * 2**20
 """Figures, TensorBoard events and log of a run: docs/command-line.md."""
 ADAM_COPIES = 3
@@ -82,7 +83,7 @@ class Stamps:
     store: StampStore | None
 
 
-def plan(settings: dict[str, Any], checked: Checked, run_dir: Path) -> str:
+def plan(settings: dict[str, Any], checked: Checked, run_dir: Path, start_s: float) -> str:
     """Say what a run of these settings would come to.
 
     Parameters
@@ -93,6 +94,8 @@ def plan(settings: dict[str, Any], checked: Checked, run_dir: Path) -> str:
         What `check` made of them.
     run_dir : Path
         Where the run would go.
+    start_s : float
+        Seconds that the command took until here.
 
     Raises
     ------
@@ -120,6 +123,8 @@ def plan(settings: dict[str, Any], checked: Checked, run_dir: Path) -> str:
         "trainer.limit_val_batches", trainer.limit_val_batches, -(-n_val // batch_size)
     )
     train_s = total_steps * step_s + n_looks * look_s * n_val_batches
+    # the verdict sees every stamp once more
+    rest_s = AROUND * start_s + look_s * stamps.n / batch_size
     n_parameters = sum(parameter.numel() for parameter in vae.parameters())
     checkpoint = ADAM_COPIES * 4 * n_parameters
     n_kept = 3 if settings["collapse"]["action"] == "rescue" else 2
@@ -140,9 +145,9 @@ def plan(settings: dict[str, Any], checked: Checked, run_dir: Path) -> str:
             f"{where}{processes}",
         ],
         "time": [
-            f"about {duration(stamps.seconds + train_s + AROUND_S)}, an estimate: reading "
+            f"about {duration(stamps.seconds + train_s + rest_s)}, an estimate: reading "
             f"{duration(stamps.seconds)}, training {duration(train_s)} ({1000 * step_s:.0f} ms a "
-            f"step, timed on noise), the rest {duration(AROUND_S)}",
+            f"step, timed on noise), start and verdict {duration(rest_s)}",
         ],
         "disk": [
             f"store {_bytes(stamps.n * stamps.form.stamp_bytes)} in "
@@ -306,7 +311,7 @@ def time_steps(vae: VAE, attempt: Attempt, n_stamps: int) -> tuple[float, float]
 
     seconds_of(step)
     steps: list[float] = []
-    while not steps or (sum(steps) < STEPS_S and len(steps) < MOST_STEPS):
+    while len(steps) < FEWEST_STEPS or (sum(steps) < STEPS_S and len(steps) < MOST_STEPS):
         steps.append(seconds_of(step))
     return statistics.median(steps), seconds_of(look)
 

@@ -27,7 +27,8 @@ from vae_astro.checkpoint import (
     LastCheckpoint,
     RandomState,
     load_checkpoint,
-    refuse_other_shapes,
+    refuse_other_weights,
+    refuse_without_state,
 )
 from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.data.datamodule import StampDataModule
@@ -269,8 +270,11 @@ def fit(
     """
     n_steps_before = 0
     if resume is not None:
-        refuse_other_shapes(vae, resume)
-        n_steps_before = load_checkpoint(resume)["global_step"]
+        checkpoint = load_checkpoint(resume)
+        refuse_other_weights(vae, checkpoint["state_dict"], resume)
+        refuse_without_state(checkpoint, resume)
+        n_steps_before = checkpoint["global_step"]
+        del checkpoint  # Lightning reads it again
     trainer = attempt.trainer
     _accelerate(attempt, vae, datamodule, n_steps_before)
     forget()

@@ -14,7 +14,7 @@ from vae_astro.checkpoint_file.door import load_checkpoint
 from vae_astro.checkpoint_file.find import find_checkpoint
 from vae_astro.errors import InputError
 
-__all__ = ["different_weights", "rebuilt"]
+__all__ = ["different_weights", "made", "rebuilt"]
 
 
 class _Model(Protocol):
@@ -55,15 +55,7 @@ def rebuilt(
         )
     found = find_checkpoint("checkpoint", fspath(path))
     checkpoint = load_checkpoint(found)
-    try:
-        model = model_class(**{**checkpoint["hyper_parameters"], **settings})
-    # InputError is what a name or a value that is not known comes to; the others are what settings
-    # of another type or size come to
-    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as e:
-        raise InputError(
-            f"{found}: this version makes no model of its settings ({' '.join(str(e).split())}); "
-            f"{_way_out(checkpoint)}"
-        ) from e
+    model = made(model_class, checkpoint, found, **settings)
     _refuse_other_weights(model, checkpoint, found)
     try:
         model.load_state_dict(checkpoint["state_dict"])
@@ -75,6 +67,25 @@ def rebuilt(
         ) from error
     model.to(torch.device(device))
     return model
+
+
+def made(model_class: type[M], checkpoint: dict[str, Any], path: Path, **settings: Any) -> M:
+    """The model that the settings of a checkpoint make, without its weights.
+
+    Raises
+    ------
+    InputError
+        Settings that this version has no model for; ``path`` is named.
+    """
+    try:
+        return model_class(**{**checkpoint["hyper_parameters"], **settings})
+    # InputError is what a name or a value that is not known comes to; the others are what settings
+    # of another type or size come to
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as e:
+        raise InputError(
+            f"{path}: this version makes no model of its settings ({' '.join(str(e).split())}); "
+            f"{_way_out(checkpoint)}"
+        ) from e
 
 
 def different_weights(
