@@ -1,6 +1,7 @@
 """Draw labelled stamps and write them as FITS.
 
 python scripts/simulate.py data.n_stamps=2000 data.root=stamps/mine [n_processes=1]
+python scripts/simulate.py data=simulated --help            what can be set of the stamps
 """
 
 from pathlib import Path
