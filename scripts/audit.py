@@ -18,7 +18,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vae_astro.command.endings import run
+from vae_astro.command.endings import past_hydra, run
+from vae_astro.command.files import file_to_write
 from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
@@ -34,6 +35,7 @@ N_SIMULATED = 200
 
 
 @hydra.main(config_path="../conf", config_name="audit", version_base="1.3")
+@past_hydra
 def main(cfg: DictConfig) -> None:
     """Audit ``target`` or ``checkpoint`` and print what is found."""
     from vae_astro.errors import InputError
@@ -41,38 +43,33 @@ def main(cfg: DictConfig) -> None:
     if "n_stamps" in cfg.data and not _typed("data.n_stamps"):
         cfg.data.n_stamps = N_SIMULATED
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    try:
-        if (settings["target"] is None) == (settings["checkpoint"] is None):
-            raise InputError(
-                "give either target=package.module:Class or checkpoint=runs/NAME, and not both"
-            )
-        out = _writable(settings["out"])
-        loss = None if settings["loss"] is None else _found("loss", settings["loss"])
-        model: nn.Module
-        shape: tuple[int, ...] | None = None
-        data = settings["data"]
+    if (settings["target"] is None) == (settings["checkpoint"] is None):
+        raise InputError(
+            "give either target=package.module:Class or checkpoint=runs/NAME, and not both"
+        )
+    out = file_to_write("out", settings["out"])
+    loss = None if settings["loss"] is None else _found("loss", settings["loss"])
+    model: nn.Module
+    shape: tuple[int, ...] | None = None
+    data = settings["data"]
 
-        from vae_astro.api import stamps_to_audit, trained_with
-        from vae_astro.collapse.audit import audit
+    from vae_astro.api import stamps_to_audit, trained_with
+    from vae_astro.collapse.audit import audit
 
-        if settings["checkpoint"] is not None:
-            model, trained_on = trained_with(settings["checkpoint"])
-            shape = model.stamp_shape
-            if trained_on is not None and not _typed("data"):
-                data = trained_on
-            # as it was trained
-            data = {**data, "normalize": dict(model.hparams["normalize"] or {})}
-        else:
-            model = _made(settings["target"], settings["target_args"], settings["seed"])
-        stamps = stamps_to_audit(data, shape, settings["n_audited"])
-        report = audit(model, stamps, loss=loss)
-        print(report)
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
-    except (InputError, OSError) as error:  # a folder that cannot be written to
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if settings["checkpoint"] is not None:
+        model, trained_on = trained_with(settings["checkpoint"])
+        shape = model.stamp_shape
+        if trained_on is not None and not _typed("data"):
+            data = trained_on
+        # as it was trained
+        data = {**data, "normalize": dict(model.hparams["normalize"] or {})}
+    else:
+        model = _made(settings["target"], settings["target_args"], settings["seed"])
+    stamps = stamps_to_audit(data, shape, settings["n_audited"])
+    report = audit(model, stamps, loss=loss)
+    print(report)
+    if out is not None:
+        out.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def _typed(key: str) -> bool:
@@ -132,18 +129,6 @@ def _made(name: str, arguments: dict[str, Any] | None, seed: object) -> nn.Modul
     if not isinstance(model, nn.Module):
         raise InputError(f"target={name} makes a {type(model).__name__}, not a torch.nn.Module")
     return model
-
-
-def _writable(out: object) -> Path | None:
-    from vae_astro.errors import InputError
-    from vae_astro.settings import check_text
-
-    if out is None:
-        return None
-    path = Path(check_text("out", out)).expanduser()
-    if path.is_dir():
-        raise InputError(f"out={out} is a folder; give a file")
-    return path
 
 
 if __name__ == "__main__":

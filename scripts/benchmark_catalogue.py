@@ -9,7 +9,6 @@ numbers are random, which compression has least use for; making them counts.
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,8 +18,14 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig
 
+from vae_astro.command import endings
+from vae_astro.command.help import register_help
+
 if TYPE_CHECKING:
     import pyarrow as pa
+
+CONF = Path(__file__).parents[1] / "conf"
+register_help(CONF)
 
 N_ROWS = {"full": 1_000_000, "small": 20_000}
 BLOCK = 10_000
@@ -84,13 +89,14 @@ def measure(out: str, n_rows: int, latent_dim: int, n_classes: int) -> tuple[flo
 
 
 @hydra.main(config_path="../conf", config_name="benchmark_catalogue", version_base="1.3")
+@endings.past_hydra
 def main(cfg: DictConfig) -> None:
     """Measure both formats, print the table, write it."""
     from benchmarks.table import Row, table, write_json
 
-    if cfg.size not in N_ROWS:
-        sys.exit(f"error: size must be one of {', '.join(N_ROWS)}, got {cfg.size}")
-    n_rows = N_ROWS[cfg.size]
+    from vae_astro.settings import check_choice
+
+    n_rows = N_ROWS[check_choice("size", cfg.size, tuple(N_ROWS))]
     rows = []
     with tempfile.TemporaryDirectory(dir=cfg.scratch) as folder:
         for name, suffix in (("Parquet", "parquet"), ("FITS", "fits")):
@@ -107,4 +113,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    endings.run(main, "benchmark_catalogue", CONF)

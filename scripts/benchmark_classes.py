@@ -10,7 +10,6 @@ stamps of one object together. The goal of our row is the best of the others, le
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from benchmarks.turns import SideError
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from vae_astro.command import endings
+from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
     from vae_astro.data.datamodule import StampDataModule
 
+CONF = Path(__file__).parents[1] / "conf"
 register_resolvers()
+register_help(CONF)
 
 LEEWAY = 0.03
 """By how much the best of the others may be better: less than that is noise."""
@@ -182,19 +185,18 @@ def _figures(scores: Scores | str) -> str:
 
 
 @hydra.main(config_path="../conf", config_name="benchmark_classes", version_base="1.3")
+@endings.past_hydra
 def main(cfg: DictConfig) -> None:
     """Measure who is asked for, print the table, write it."""
     from benchmarks.table import write_json, write_section
 
-    from vae_astro.errors import InputError
+    from vae_astro.settings import check_choice, check_int
 
-    if cfg.size not in SCALES:
-        sys.exit(f"error: size must be one of {', '.join(SCALES)}, got {cfg.size}")
-    if unknown := [name for name in cfg.only or () if name not in WHO]:
-        sys.exit(f"error: only={unknown[0]} must be among {', '.join(WHO)}")
-    if cfg.n_trainings is not None and cfg.n_trainings < 1:
-        sys.exit(f"error: n_trainings must be at least 1, got {cfg.n_trainings}")
-    scale = SCALES[cfg.size]
+    scale = SCALES[check_choice("size", cfg.size, tuple(SCALES))]
+    for name in cfg.only or ():
+        check_choice("only", name, WHO)
+    if cfg.n_trainings is not None:
+        check_int("n_trainings", cfg.n_trainings, minimum=1)
     typed = [
         each for each in HydraConfig.get().overrides.task if each.lstrip("+~").startswith("data")
     ]
@@ -202,13 +204,10 @@ def main(cfg: DictConfig) -> None:
     data = [*(() if own else scale.data), *typed]
     found: dict[str, tuple[Scores | str, str]] = {}
 
-    try:
-        with tempfile.TemporaryDirectory(dir=cfg.scratch) as folder:
-            for name, scores, note in measured(cfg, scale, data, Path(folder)):
-                found[name] = scores, note
-                print(f"{name}: {_figures(scores)}  {note}", flush=True)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    with tempfile.TemporaryDirectory(dir=cfg.scratch) as folder:
+        for name, scores, note in measured(cfg, scale, data, Path(folder)):
+            found[name] = scores, note
+            print(f"{name}: {_figures(scores)}  {note}", flush=True)
     print(table_of(found))
     if cfg.out:
         write_json(Path(cfg.out), rows_of(found))
@@ -217,4 +216,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    endings.run(main, "benchmark_classes", CONF)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,12 @@ from typing import Any
 import hydra
 import numpy as np
 from omegaconf import DictConfig
+
+from vae_astro.command import endings
+from vae_astro.command.help import register_help
+
+CONF = Path(__file__).parents[1] / "conf"
+register_help(CONF)
 
 SEED = 2025
 N_SETTINGS = {"full": 40, "small": 4}
@@ -268,18 +273,20 @@ def results(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def selected(cfg: DictConfig) -> Iterator[tuple[Setting, dict[str, Any]]]:
+    from vae_astro.settings import check_choice
+
+    n_settings = N_SETTINGS[check_choice("size", cfg.size, tuple(N_SETTINGS))]
     available = sources(cfg)
-    for setting in draw_settings(N_SETTINGS[cfg.size], set(available)):
+    for setting in draw_settings(n_settings, set(available)):
         yield setting, available[setting.data]
 
 
 @hydra.main(config_path="../conf", config_name="benchmark", version_base="1.3")
+@endings.past_hydra
 def main(cfg: DictConfig) -> None:
     """Run them all, print the table, write the figures."""
     import logging
     import warnings
-
-    from vae_astro.errors import InputError
 
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*but have no .val_dataloader.*")
@@ -287,18 +294,14 @@ def main(cfg: DictConfig) -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     rows = []
     print(HEADER)
-    try:
-        for setting, source in selected(cfg):
-            datamodule = open_data(cfg, source, setting.stretch)
-            rows.append(run(setting, datamodule, N_STEPS[cfg.size]))
-            print(line(rows[-1]), flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    for setting, source in selected(cfg):
+        datamodule = open_data(cfg, source, setting.stretch)
+        rows.append(run(setting, datamodule, N_STEPS[cfg.size]))
+        print(line(rows[-1]), flush=True)
     print(closing(rows))
     if cfg.out:
         Path(cfg.out).write_text(json.dumps(results(rows), indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    endings.run(main, "benchmark", CONF)

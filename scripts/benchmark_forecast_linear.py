@@ -10,7 +10,6 @@ sees them whitened: for linear maps that only changes the coordinates, and makes
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,12 @@ from pathlib import Path
 import hydra
 import numpy as np
 from omegaconf import DictConfig
+
+from vae_astro.command import endings
+from vae_astro.command.help import register_help
+
+CONF = Path(__file__).parents[1] / "conf"
+register_help(CONF)
 
 LATENT_DIM = 16
 SIZE = 32
@@ -260,25 +265,21 @@ def results(rows: list[Row], learned: list[dict[str, float | str]]) -> dict[str,
 
 
 @hydra.main(config_path="../conf", config_name="benchmark", version_base="1.3")
+@endings.past_hydra
 def main(cfg: DictConfig) -> None:
     """Train them all, print the table, write the figures."""
-    from vae_astro.errors import InputError
 
     rows: list[Row] = []
     learned: list[dict[str, float | str]] = []
-    try:
-        for name, stamps in stamps_of(cfg):
-            for row in fixed_scale(name, stamps, cfg.size):
-                rows.append(row)
-                print(table([row], []).splitlines()[1], flush=True)
-            learned.append(learned_scale(name, stamps, cfg.size))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    for name, stamps in stamps_of(cfg):
+        for row in fixed_scale(name, stamps, cfg.size):
+            rows.append(row)
+            print(table([row], []).splitlines()[1], flush=True)
+        learned.append(learned_scale(name, stamps, cfg.size))
     print(table(rows, learned))
     if cfg.out:
         Path(cfg.out).write_text(json.dumps(results(rows, learned), indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    endings.run(main, "benchmark", CONF)

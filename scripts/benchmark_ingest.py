@@ -13,7 +13,6 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +26,12 @@ from benchmarks.stamps import SIDE, stamp_bytes
 from benchmarks.table import Row, ratio_row, table, write_json, write_section
 from benchmarks.turns import interleave, rate
 from omegaconf import DictConfig
+
+from vae_astro.command import endings
+from vae_astro.command.help import register_help
+
+CONF = Path(__file__).parents[1] / "conf"
+register_help(CONF)
 
 MOSAIC_SIDE = 4096
 BATCH = 256
@@ -321,26 +326,22 @@ def streaming_rows(folder: Path, scale: Scale) -> Iterator[Row]:
 
 
 @hydra.main(config_path="../conf", config_name="benchmark", version_base="1.3")
+@endings.past_hydra
 def main(cfg: DictConfig) -> None:
     """Measure all rows, print the table, write the figures."""
     from vae_astro.data.store.server import warm_up
-    from vae_astro.errors import InputError
+    from vae_astro.settings import check_choice
 
-    if cfg.size not in SCALES:
-        sys.exit(f"error: size must be one of {', '.join(SCALES)}, got {cfg.size}")
+    scale = SCALES[check_choice("size", cfg.size, tuple(SCALES))]
     warm_up()  # as scripts/pack.py does
-    scale = SCALES[cfg.size]
     rows: list[Row] = []
     print(f"{os.cpu_count()} cores; writing the files that are read")
-    try:
-        with tempfile.TemporaryDirectory(dir=cfg.scratch) as folder:
-            write_inputs(Path(folder), scale, cfg.real_data)
-            for measure in (reading_rows, mosaic_rows, streaming_rows):
-                for row in measure(Path(folder), scale):
-                    rows.append(row)
-                    print(table([row]).splitlines()[-1], flush=True)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    with tempfile.TemporaryDirectory(dir=cfg.scratch) as folder:
+        write_inputs(Path(folder), scale, cfg.real_data)
+        for measure in (reading_rows, mosaic_rows, streaming_rows):
+            for row in measure(Path(folder), scale):
+                rows.append(row)
+                print(table([row]).splitlines()[-1], flush=True)
     print(table(rows))
     if cfg.out:
         write_json(Path(cfg.out), rows)
@@ -349,4 +350,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    endings.run(main, "benchmark", CONF)

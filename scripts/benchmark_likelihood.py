@@ -16,7 +16,6 @@ import copy
 import gzip
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +25,12 @@ from pathlib import Path
 import hydra
 import numpy as np
 from omegaconf import DictConfig
+
+from vae_astro.command import endings
+from vae_astro.command.help import register_help
+
+CONF = Path(__file__).parents[1] / "conf"
+register_help(CONF)
 
 WIDTH = 28
 SEED = 0
@@ -239,6 +244,7 @@ def run(plan: Plan, folder: Path, device, say: Callable[[str], None]) -> list[di
 
 
 @hydra.main(config_path="../conf", config_name="benchmark_likelihood", version_base="1.3")
+@endings.past_hydra
 def main(cfg: DictConfig) -> None:
     """Train, measure, print the table, write the figures."""
     import torch
@@ -246,21 +252,17 @@ def main(cfg: DictConfig) -> None:
     from vae_astro.errors import InputError
     from vae_astro.settings import check_choice
 
-    try:
-        size = check_choice("size", cfg.size, ("small", "cpu", "full"))
-        if cfg.real_data is None:
-            raise InputError("real_data is not set; give a folder that has MNIST/raw/*.gz")
-        chosen = plans(size)
-        if cfg.only is not None:
-            check_choice("only", cfg.only, tuple(plan.name for plan in chosen))
-            chosen = [plan for plan in chosen if plan.name == cfg.only]
-        torch.set_num_threads(cfg.threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        folder = Path(cfg.real_data).expanduser()
-        rows = [row for plan in chosen for row in run(plan, folder, device, print)]
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    size = check_choice("size", cfg.size, ("small", "cpu", "full"))
+    if cfg.real_data is None:
+        raise InputError("real_data is not set; give a folder that has MNIST/raw/*.gz")
+    chosen = plans(size)
+    if cfg.only is not None:
+        check_choice("only", cfg.only, tuple(plan.name for plan in chosen))
+        chosen = [plan for plan in chosen if plan.name == cfg.only]
+    torch.set_num_threads(cfg.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder = Path(cfg.real_data).expanduser()
+    rows = [row for plan in chosen for row in run(plan, folder, device, print)]
     for row in rows:
         print(f"{row['name']:36s} {row['value']:9.2f}  (published {row['base']})  {row['note']}")
     if cfg.out:
@@ -268,4 +270,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    endings.run(main, "benchmark_likelihood", CONF)

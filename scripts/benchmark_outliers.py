@@ -10,13 +10,18 @@ isolation forest learns from the principal components of all of them, the other 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import hydra
 import numpy as np
 from omegaconf import DictConfig
+
+from vae_astro.command import endings
+from vae_astro.command.help import register_help
+
+CONF = Path(__file__).parents[1] / "conf"
+register_help(CONF)
 
 N = {"full": (2000, 4000, 500), "small": (300, 300, 25)}
 """Normal stamps to calibrate with, fresh ones to count false alarms on, stamps of each oddity."""
@@ -144,21 +149,17 @@ def table(rows: list[dict]) -> str:
 
 
 @hydra.main(config_path="../conf", config_name="benchmark_outliers", version_base="1.3")
+@endings.past_hydra
 def main(cfg: DictConfig) -> None:
     """Draw, judge, print the table, write the figures."""
-    from vae_astro.errors import InputError
     from vae_astro.settings import check_choice
 
-    try:
-        check_choice("size", cfg.size, tuple(N))
-        rows = measure(cfg)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    check_choice("size", cfg.size, tuple(N))
+    rows = measure(cfg)
     print(table(rows))
     if cfg.out:
         Path(cfg.out).write_text(json.dumps({"rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    endings.run(main, "benchmark_outliers", CONF)

@@ -7,7 +7,6 @@ python scripts/benchmark_rescue.py size=small             a minute, to see that 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,13 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from vae_astro.command import endings
+from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
+CONF = Path(__file__).parents[1] / "conf"
 register_resolvers()
+register_help(CONF)
 
 COMMON = (
     "data.size=32",
@@ -189,34 +192,28 @@ def results(rows: list[Row]) -> dict[str, list[dict[str, Any]]]:
 
 
 @hydra.main(config_path="../conf", config_name="benchmark", version_base="1.3")
+@endings.past_hydra
 def main(cfg: DictConfig) -> None:
     """Run them all, print the table, write the figures."""
     import warnings
 
-    from vae_astro.errors import InputError
+    from vae_astro.settings import check_choice
 
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    faults = FAULTS[: N_FAULTS[cfg.size]]
+    faults = FAULTS[: N_FAULTS[check_choice("size", cfg.size, tuple(N_FAULTS))]]
     rows: list[Row] = []
-    try:
-        right = {network: run(network, cfg) for network in dict.fromkeys(f.network for f in faults)}
-        print(HEADER, flush=True)
-        for fault in faults:
-            overrides = (*fault.network, *fault.overrides)
-            alone = run(overrides, cfg)
-            rescued = run((*overrides, "collapse.action=rescue"), cfg)
-            rows.append(Row(fault, alone, rescued, right[fault.network]))
-            print(rows[-1].line, flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    right = {network: run(network, cfg) for network in dict.fromkeys(f.network for f in faults)}
+    print(HEADER, flush=True)
+    for fault in faults:
+        overrides = (*fault.network, *fault.overrides)
+        alone = run(overrides, cfg)
+        rescued = run((*overrides, "collapse.action=rescue"), cfg)
+        rows.append(Row(fault, alone, rescued, right[fault.network]))
+        print(rows[-1].line, flush=True)
     print(f"rescued: {sum(row.is_rescued for row in rows)} of {len(rows)}")
     if cfg.out:
         Path(cfg.out).write_text(json.dumps(results(rows), indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    endings.run(main, "benchmark", CONF)

@@ -23,9 +23,13 @@ import hydra
 from benchmarks.turns import SideError
 from omegaconf import DictConfig, OmegaConf
 
+from vae_astro.command import endings
+from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
+CONF = Path(__file__).parents[1] / "conf"
 register_resolvers()
+register_help(CONF)
 
 BATCH = "data.batch_size=64"
 
@@ -71,40 +75,41 @@ def plain_settings(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 @hydra.main(config_path="../conf", config_name="benchmark_train", version_base="1.3")
+@endings.past_hydra
 def main(cfg: DictConfig) -> None:
     """Measure what is asked for, print it, write it."""
     from benchmarks.rates import Plan
 
-    from vae_astro.errors import InputError
+    from vae_astro.settings import check_choice
 
-    if cfg.size not in SCALES:
-        sys.exit(f"error: size must be one of {', '.join(SCALES)}, got {cfg.size}")
-    scale = SCALES[cfg.size]
+    scale = SCALES[check_choice("size", cfg.size, tuple(SCALES))]
     stores = (f"data.store_dir={Path(cfg.store_dir).absolute()}",)
     settings = plain_settings(scale.overrides)
     root = Path(cfg.stamps_dir).absolute() / Path(settings["data"]["root"]).name
     overrides = (*scale.overrides, *stores, f"data.root={root}")
     print(f"{os.cpu_count()} cores")
-    try:
-        with tempfile.TemporaryDirectory(dir=cfg.scratch) as folder:
-            plan = Plan(plain_settings, overrides, Path(folder), scale.n_rounds, cfg.peers)
+    with tempfile.TemporaryDirectory(dir=cfg.scratch) as folder:
+        plan = Plan(plain_settings, overrides, Path(folder), scale.n_rounds, cfg.peers)
+        try:
             if cfg.profile:
                 _profile(plan)
             elif cfg.scaling:
                 _scaling(plan, cfg)
             else:
                 _rows(plan, scale, cfg)
-    except (InputError, SideError) as error:
-        sys.exit(f"error: {error}")
+        except SideError as error:
+            sys.exit(f"error: {error}")
 
 
 def _rows(plan: Any, scale: Scale, cfg: DictConfig) -> None:
     from benchmarks.table import table, write_json, write_section
 
+    from vae_astro.settings import check_choice
+
     measures = all_rows(plan, scale)
     chosen = list(measures) if cfg.only is None else list(cfg.only)
-    if unknown := [name for name in chosen if name not in measures]:
-        sys.exit(f"error: only={unknown[0]} must be among {', '.join(measures)}")
+    for name in chosen:
+        check_choice("only", name, tuple(measures))
     rows = []
     for name in chosen:
         for row in measures[name]():
@@ -141,4 +146,4 @@ def _scaling(plan: Any, cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    endings.run(main, "benchmark_train", CONF)

@@ -6,14 +6,13 @@ python scripts/classify.py names=classes/classes.yaml
 python scripts/classify.py classes=classes data=fits data.root=FOLDER catalogue=new.fits
 """
 
-import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vae_astro.command.endings import run
+from vae_astro.command.endings import past_hydra, run
 from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
@@ -23,18 +22,14 @@ register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="classify", version_base="1.3")
+@past_hydra
 def main(cfg: DictConfig) -> None:
     """Find, name or assign classes."""
     from vae_astro.classify import classify
-    from vae_astro.errors import InputError
 
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    try:
-        said = classify(settings, list(HydraConfig.get().overrides.task))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    said = classify(settings, list(HydraConfig.get().overrides.task))
     if said is not None:
         print(said)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vae_astro.command.endings import run
+from vae_astro.command.endings import past_hydra, run
 from vae_astro.command.help import register_help
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -21,18 +21,14 @@ register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="compare", version_base="1.3")
+@past_hydra
 def main(cfg: DictConfig) -> None:
     """Find the runs, compare, write, and say what came of it."""
-    from vae_astro.errors import InputError
     from vae_astro.report.compare.command import compare
 
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    try:
-        print(compare(settings))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    print(compare(settings))
 
 
 def with_paths_as_a_key(arguments: list[str]) -> list[str]:

@@ -4,14 +4,13 @@ python scripts/convert.py loss=mse reduction=pixel_mean kl_reduction=unit_mean l
     weight=0.1 shape=3x64x64 [eigenvalue=76] [wanted_beta_s2=1]
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vae_astro.command.endings import run
+from vae_astro.command.endings import past_hydra, run
 from vae_astro.command.help import register_help
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -19,19 +18,15 @@ register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="convert", version_base="1.3")
+@past_hydra
 def main(cfg: DictConfig) -> None:
     """Print what the loss comes to."""
     from vae_astro.collapse.convert import convert_loss
-    from vae_astro.errors import InputError
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     wanted = settings.pop("wanted_beta_s2")
-    try:
-        found = convert_loss(**settings)
-        answer = None if wanted is None else found.weight_for(wanted)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    found = convert_loss(**settings)
+    answer = None if wanted is None else found.weight_for(wanted)
     unit = "" if found.slope == 1 else f" in logits, {found.threshold:.4g} in pixel values"
     print(f"beta * s2   {found.beta_s2:.4g}{unit}: weight of the KL beside half the summed square")
     print(f"the same as {found.equivalent}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vae_astro.command.endings import run
+from vae_astro.command.endings import past_hydra, run
 from vae_astro.command.help import register_help
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -18,6 +18,7 @@ register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="download", version_base="1.3")
+@past_hydra
 def main(cfg: DictConfig) -> None:
     """Fetch what is not there yet, and list what could not be had."""
 
@@ -26,28 +27,24 @@ def main(cfg: DictConfig) -> None:
     from vae_astro.errors import InputError
     from vae_astro.settings import check_bool, check_text
 
-    try:
-        if (cfg.nights is None) == (cfg.urls is None):
-            raise InputError("give nights=20240101-20240107 or urls=FILE.txt, one of them")
-        folder = Path(check_text("out", cfg.out)).expanduser()
-        manners = Manners(cfg.max_mib_per_s, cfg.pause_s, cfg.timeout_s, cfg.n_attempts)
-        archive = None
-        if cfg.nights is None:
-            wanted = read_urls(Path(check_text("urls", cfg.urls)).expanduser())
-        else:
-            archive = check_text("archive", cfg.archive)
-            wanted = ztf_nights(cfg.nights, archive)
-        outcome = download(
-            wanted,
-            folder,
-            manners,
-            archive=archive,
-            unpack=check_bool("unpack", cfg.unpack),
-            keep_tarballs=check_bool("keep_tarballs", cfg.keep_tarballs),
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if (cfg.nights is None) == (cfg.urls is None):
+        raise InputError("give nights=20240101-20240107 or urls=FILE.txt, one of them")
+    folder = Path(check_text("out", cfg.out)).expanduser()
+    manners = Manners(cfg.max_mib_per_s, cfg.pause_s, cfg.timeout_s, cfg.n_attempts)
+    archive = None
+    if cfg.nights is None:
+        wanted = read_urls(Path(check_text("urls", cfg.urls)).expanduser())
+    else:
+        archive = check_text("archive", cfg.archive)
+        wanted = ztf_nights(cfg.nights, archive)
+    outcome = download(
+        wanted,
+        folder,
+        manners,
+        archive=archive,
+        unpack=check_bool("unpack", cfg.unpack),
+        keep_tarballs=check_bool("keep_tarballs", cfg.keep_tarballs),
+    )
     for note in outcome.notes:
         print(note)
     for address, why in outcome.failed.items():

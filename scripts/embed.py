@@ -4,14 +4,13 @@ python scripts/embed.py checkpoint=runs/NAME out=latents.parquet [split=val] [sc
 python scripts/embed.py checkpoint=runs/NAME data=fits data.root=FOLDER [trainer=gpu]
 """
 
-import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vae_astro.command.endings import run
+from vae_astro.command.endings import past_hydra, run
 from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
@@ -21,18 +20,14 @@ register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="embed", version_base="1.3")
+@past_hydra
 def main(cfg: DictConfig) -> None:
     """Embed the stamps of the data group, or those that the run was trained on."""
     from vae_astro.embed import embed
-    from vae_astro.errors import InputError
 
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    try:
-        done = embed(settings, list(HydraConfig.get().overrides.task))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    done = embed(settings, list(HydraConfig.get().overrides.task))
     if done is not None:
         print(done)
 

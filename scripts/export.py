@@ -11,7 +11,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vae_astro.command.endings import run
+from vae_astro.command.endings import past_hydra, run
 from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
@@ -21,18 +21,14 @@ register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="export", version_base="1.3")
+@past_hydra
 def main(cfg: DictConfig) -> None:
     """Write the formats; those that cannot be written are said, and the exit status is then 2."""
-    from vae_astro.errors import InputError
     from vae_astro.export import export_model
 
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    try:
-        done = export_model(settings, list(HydraConfig.get().overrides.task))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    done = export_model(settings, list(HydraConfig.get().overrides.task))
     print(done)
     for reason in done.failures.values():
         print(f"error: {reason}", file=sys.stderr)

@@ -4,13 +4,13 @@ python scripts/forecast.py data=fits data.root=FOLDER likelihood=gaussian beta.e
     [out=FILE.json] [figure=FILE.png]
 """
 
-import sys
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vae_astro.command.endings import run
+from vae_astro.command.endings import past_hydra, run
+from vae_astro.command.files import file_to_write
 from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
@@ -20,6 +20,7 @@ register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="forecast", version_base="1.3")
+@past_hydra
 def main(cfg: DictConfig) -> None:
     """Forecast one run from its stamps and settings."""
     import json
@@ -27,7 +28,6 @@ def main(cfg: DictConfig) -> None:
 
     from vae_astro.api import forecast
     from vae_astro.data.datamodule import StampDataModule
-    from vae_astro.errors import InputError
     from vae_astro.model.focus import build_likelihood
     from vae_astro.model.networks import MOST_UNITS
     from vae_astro.objective.beta import SCHEDULES
@@ -37,43 +37,38 @@ def main(cfg: DictConfig) -> None:
 
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    try:
-        latent_dim = check_int(
-            "model.latent_dim", settings["model"]["latent_dim"], minimum=1, maximum=MOST_UNITS
-        )
-        n_stamps = check_int("n_stamps", settings["n_stamps"], minimum=2)
-        steps = check_int("steps", settings["steps"], minimum=1)
-        datamodule = StampDataModule(
-            **settings["data"], seed=settings["seed"], progress=settings["progress"]
-        )
-        # all that is asked for is checked before anything is packed
-        build("beta", SCHEDULES, settings["beta"], total_steps=steps)
-        build_likelihood(
-            settings["likelihood"], n_bands=1, size=64, normalizer=datamodule.normalizer
-        )
-        datamodule.prepare_data()
-        datamodule.setup()
-        began = time.perf_counter()
-        foreseen = forecast(
-            datamodule,
-            likelihood=settings["likelihood"],
-            beta=settings["beta"],
-            latent_dim=latent_dim,
-            n_stamps=n_stamps,
-            steps=steps,
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    latent_dim = check_int(
+        "model.latent_dim", settings["model"]["latent_dim"], minimum=1, maximum=MOST_UNITS
+    )
+    n_stamps = check_int("n_stamps", settings["n_stamps"], minimum=2)
+    steps = check_int("steps", settings["steps"], minimum=1)
+    out, figure = (file_to_write(key, settings[key]) for key in ("out", "figure"))
+    datamodule = StampDataModule(
+        **settings["data"], seed=settings["seed"], progress=settings["progress"]
+    )
+    # all that is asked for is checked before anything is packed
+    build("beta", SCHEDULES, settings["beta"], total_steps=steps)
+    build_likelihood(settings["likelihood"], n_bands=1, size=64, normalizer=datamodule.normalizer)
+    datamodule.prepare_data()
+    datamodule.setup()
+    began = time.perf_counter()
+    foreseen = forecast(
+        datamodule,
+        likelihood=settings["likelihood"],
+        beta=settings["beta"],
+        latent_dim=latent_dim,
+        n_stamps=n_stamps,
+        steps=steps,
+    )
     print(f"read and measured in {time.perf_counter() - began:.1f} s")
     print(forecast_table(foreseen, model=settings["model"]["name"]))
-    if cfg.out:
-        Path(cfg.out).write_text(json.dumps(foreseen.as_dict(), indent=2) + "\n")
-        print(f"written: {cfg.out}")
-    if cfg.figure:
+    if out is not None:
+        out.write_text(json.dumps(foreseen.as_dict(), indent=2) + "\n")
+        print(f"written: {out}")
+    if figure is not None:
         end, lowest = foreseen.end, foreseen.lowest.threshold
         other = lowest if 0 < lowest < 0.9 * end.threshold else None
-        spectrum(end.eigenvalues, end.threshold, end.latent_dim, other).savefig(cfg.figure, dpi=150)
+        spectrum(end.eigenvalues, end.threshold, end.latent_dim, other).savefig(figure, dpi=150)
         print(f"drawn: {cfg.figure}")
 
 

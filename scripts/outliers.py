@@ -4,14 +4,13 @@ python scripts/outliers.py checkpoint=runs/NAME out=outliers.parquet [figure=out
 python scripts/outliers.py checkpoint=runs/NAME data=fits data.root=FOLDER [calibrate_on=NORMAL]
 """
 
-import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vae_astro.command.endings import run
+from vae_astro.command.endings import past_hydra, run
 from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
@@ -21,18 +20,14 @@ register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="outliers", version_base="1.3")
+@past_hydra
 def main(cfg: DictConfig) -> None:
     """Rank the stamps of the data group, or those that the run was trained on."""
-    from vae_astro.errors import InputError
     from vae_astro.outliers import outliers
 
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    try:
-        print(outliers(settings, list(HydraConfig.get().overrides.task)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    print(outliers(settings, list(HydraConfig.get().overrides.task)))
 
 
 if __name__ == "__main__":

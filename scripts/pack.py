@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vae_astro.command.endings import run
+from vae_astro.command.endings import past_hydra, run
 from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
@@ -29,23 +29,19 @@ register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="pack", version_base="1.3")
+@past_hydra
 def main(cfg: DictConfig) -> None:
     """Do what ``action`` says."""
     import logging
 
-    from vae_astro.errors import InputError
     from vae_astro.settings import check_choice
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     settings = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
     actions = {"pack": pack, "inspect": inspect, "verify": verify, "repair": repair, "gc": clear}
     settings["data"]["progress"] = settings["progress"]
-    try:
-        check_choice("action", settings["action"], tuple(actions))
-        sys.exit(actions[settings["action"]](settings))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    check_choice("action", settings["action"], tuple(actions))
+    sys.exit(actions[settings["action"]](settings))
 
 
 def pack(settings: dict[str, Any]) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from vae_astro.command import endings
+from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
 if TYPE_CHECKING:
@@ -28,21 +29,16 @@ if TYPE_CHECKING:
     from vae_astro.report.question.plan import Run, Size
     from vae_astro.vae import VAE
 
+CONF = Path(__file__).parents[1] / "conf"
 register_resolvers()
+register_help(CONF)
 
 
 @hydra.main(config_path="../conf", config_name="question", version_base="1.3")
+@endings.past_hydra
 def main(cfg: DictConfig) -> None:
     """Train everything the page needs, then write it."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    from vae_astro.errors import InputError
-
-    try:
-        write(cfg)
-    except (InputError, OmegaConfBaseException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    write(cfg)
 
 
 def write(cfg: DictConfig) -> None:
@@ -285,7 +281,4 @@ def read_figures(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    endings.run(main, "question", CONF)

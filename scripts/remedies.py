@@ -6,7 +6,6 @@ python scripts/remedies.py size=small      under a minute, to see that it works
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from vae_astro.command import endings
+from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
 if TYPE_CHECKING:
     from vae_astro.vae import VAE
 
+CONF = Path(__file__).parents[1] / "conf"
 register_resolvers()
+register_help(CONF)
 
 STD = 10
 """Standard deviation of the setting that is built to collapse; the sky noise is 1."""
@@ -126,21 +129,16 @@ class Outcome:
 
 
 @hydra.main(config_path="../conf", config_name="remedies", version_base="1.3")
+@endings.past_hydra
 def main(cfg: DictConfig) -> None:
     """Train every setting, then write the page and its figure."""
     import logging
     import warnings
 
-    from vae_astro.errors import InputError
-
     warnings.simplefilter("ignore")  # Lightning's advice, once for each run
     for name in ("vae_astro", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)  # the page says it all
-    try:
-        write(cfg)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    write(cfg)
 
 
 def write(cfg: DictConfig) -> None:
@@ -353,7 +351,4 @@ def draw(bases: list[Outcome], outcomes: list[Outcome], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    endings.run(main, "remedies", CONF)

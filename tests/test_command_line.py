@@ -277,7 +277,7 @@ def as_typed(command: str, folder: Path, *words: str) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["export", "sample", "compare", "report", "convert"])
+@pytest.mark.parametrize("name", ["sample", "compare", "report", "convert", "question"])
 def test_a_script_helps_and_names_a_mistyped_key_in_one_line(name: str, tmp_path: Path) -> None:
     key = FILES.keys(None, name)[0].name
     shown = as_typed(f"scripts/{name}.py", tmp_path, "--help")

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
+from vae_astro.command import endings
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "pack.py"
 
@@ -50,13 +52,15 @@ def pack(
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(endings.OURS, "1")
+    monkeypatch.setenv(endings.FULL, "1")
 
     def pack(*overrides: str, expect: int = 0) -> Done:
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = hydra.compose("pack", list(overrides))
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            script.main.__wrapped__(config)
+            endings.run(lambda: script.main.__wrapped__(config), "pack", ROOT / "conf")
         done = Done(*capsys.readouterr())
         assert left.value.code == expect, done
         return done

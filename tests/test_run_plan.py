@@ -12,6 +12,7 @@ from vae_astro import plan as plan_module
 from vae_astro.checked import check, run_settings
 from vae_astro.command.help import register_help
 from vae_astro.data.simulate import simulate
+from vae_astro.errors import InputError
 from vae_astro.folders import register_resolvers
 from vae_astro.plan import plan
 from vae_astro.training import new_vae
@@ -21,6 +22,7 @@ CONF = Path(__file__).parents[1] / "conf"
 
 @pytest.fixture(autouse=True)
 def one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "FEWEST_STEPS", 1)
     monkeypatch.setattr(plan_module, "MOST_STEPS", 1)
 
 
@@ -37,7 +39,7 @@ def planned(folder: Path, *overrides: str) -> dict[str, str]:
     given = [f"data.store_dir={folder / 'stores'}", "trainer=cpu", "model.latent_dim=4", *overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = run_settings(compose("config", [*given, "debug=plan"]), given)
-    text = plan(settings, check(settings, folder / "run"), folder / "run")
+    text = plan(settings, check(settings, folder / "run"), folder / "run", 4.0)
     assert "nothing was written" in text
     parts: dict[str, str] = {}
     name = ""
@@ -56,7 +58,19 @@ def test_stamps_that_are_not_packed_are_counted_and_stay_so(stamps: Path, tmp_pa
     assert "3 epochs of 4 steps: 12 steps of 16 stamps" in said["train"]
     assert "when the stamps are packed" in said["forecast"]
     assert "an estimate" in said["time"]
+    assert "start and verdict 10 s" in said["time"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_are_those_that_the_limits_let_through(stamps: Path, tmp_path: Path) -> None:
+    words = ("data=fits", f"data.root={stamps}", "model=linear", "data.batch_size=16",
+             "trainer.max_epochs=3")  # fmt: skip
+    said = planned(tmp_path, *words, "trainer.limit_train_batches=3")
+    assert "3 epochs of 3 steps: 9 steps of 16 stamps" in said["train"]
+    said = planned(tmp_path, *words, "trainer.limit_train_batches=0.5")
+    assert "3 epochs of 2 steps: 6 steps of 16 stamps" in said["train"]
+    with pytest.raises(InputError, match=r"trainer\.limit_val_batches=0\.5 of 1 batches"):
+        planned(tmp_path, *words, "trainer.limit_val_batches=0.5")
 
 
 def test_a_packed_store_gives_exact_numbers_and_a_forecast(stamps: Path, tmp_path: Path) -> None:

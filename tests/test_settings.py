@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vae_astro.errors import InputError
-from vae_astro.settings import build, check_choice, check_int, check_number
+from vae_astro.settings import build, check_bool, check_choice, check_int, check_number, plain
 
 
 def telescope(*, n_mirrors: int, diameter_m: float, site: str = "Palomar") -> tuple:
@@ -156,3 +156,32 @@ def test_unknown_choice_is_answered_with_the_choices(value):
 
 def test_input_error_is_a_value_error():
     assert issubclass(InputError, ValueError)
+
+
+@pytest.mark.parametrize("value", [np.int64(3), np.uint8(3), np.array(3)])
+def test_whole_numbers_of_numpy_become_pythons(value):
+    assert type(check_int("n", value, minimum=1)) is int
+    assert check_int("n", value, minimum=1) == 3
+
+
+@pytest.mark.parametrize("value", [np.float64(0.5), np.float32(0.5), np.float16(0.5)])
+def test_numbers_of_numpy_become_pythons(value):
+    assert type(check_number("x", value)) is float
+    assert check_bool("b", np.bool_(True)) is True
+
+
+@pytest.mark.parametrize("value", [np.bool_(True), np.float64(3.0), np.array([3]), np.str_("3")])
+def test_what_is_no_whole_number_is_none_in_numpy_either(value):
+    with pytest.raises(InputError, match="n must be a whole number"):
+        check_int("n", value, minimum=1)
+    with pytest.raises(InputError, match="x must be a finite number"):
+        check_number("x", np.float32("nan"))
+
+
+def test_settings_with_numbers_of_numpy_are_built_with_plain_ones():
+    settings = {"name": "telescope", "n_mirrors": np.int64(2), "diameter_m": np.float64(1.5)}
+    made = build("optics", INSTRUMENTS, settings)
+    assert [type(part) for part in made[1:3]] == [int, float]
+    given = {"a": [np.int32(1), (np.float64(2.0), None)], "b": np.arange(2), "c": "text"}
+    assert plain(given) == {"a": [1, (2.0, None)], "b": [0, 1], "c": "text"}
+    assert type(plain(given)["b"][0]) is int

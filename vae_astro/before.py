@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -35,6 +36,7 @@ class LookFirst(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """See Hydra."""
+        start_s = logging.makeLogRecord({}).relativeCreated / 1000  # Hydra imports it first
         with _in_one_line():
             settings, run_dir = _of(config), Path(str(config.hydra.run.dir))
             checked = check(settings, run_dir)
@@ -43,7 +45,7 @@ class LookFirst(Callback):
             if is_first_process():
                 from vae_astro.plan import plan  # not before it is wanted
 
-                print(plan(settings, checked, Path(settings["run_dir"])))
+                print(plan(settings, checked, Path(settings["run_dir"]), start_s))
         sys.exit(0)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

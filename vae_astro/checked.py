@@ -11,7 +11,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vae_astro.checkpoint import find_checkpoint, load_checkpoint
+from vae_astro.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    refuse_other_weights,
+    refuse_without_state,
+    warm_start,
+)
+from vae_astro.checkpoint_file.rebuild import made
 from vae_astro.collapse.monitor import rescues_in
 from vae_astro.data.batches import share_of_batch
 from vae_astro.data.datamodule import DEFAULT_SIZE, LARGEST_SEED, StampDataModule
@@ -21,6 +28,7 @@ from vae_astro.folders import is_first_process, run_folder_of
 from vae_astro.hardware import batch_size_for
 from vae_astro.settings import check_bool, check_int, check_text, nearest
 from vae_astro.training import Attempt, new_attempt, new_vae
+from vae_astro.vae import VAE
 
 __all__ = ["Checked", "check", "run_settings"]
 
@@ -137,14 +145,19 @@ def check(settings: dict[str, Any], run_dir: Path) -> Checked:
         _refuse_taken(run_dir)
     resume = find_checkpoint("resume", settings["resume"]) if settings["resume"] else None
     start = find_checkpoint("init_from", settings["init_from"]) if settings["init_from"] else None
-    if start is not None:
-        load_checkpoint(start)  # a damaged one is refused before anything is read or packed
-    attempt = new_attempt(settings, run_dir, _rescues_behind(resume))
+    # a damaged one is refused before anything is read or packed
+    saved = None if resume is None else load_checkpoint(resume)
+    begun = None if start is None else load_checkpoint(start)
+    attempt = new_attempt(settings, run_dir, [] if saved is None else rescues_in(saved))
     trainer = attempt.trainer
     progress = settings["callbacks"]["progress"] and trainer.is_global_zero
     datamodule = StampDataModule(**settings["data"], seed=seed, progress=progress)
     _refuse_missing(datamodule)
     new_vae(settings, stamp_shape=(1, 64, 64))
+    if resume is not None and saved is not None:
+        _refuse_another_to_go_on(settings, saved, resume)
+    if start is not None and begun is not None:
+        _refuse_where_nothing_fits(settings, begun, start)
     if settings["data"]["batch_size"] is None:  # until the stamps are counted
         datamodule.batch_size = batch_size_for(attempt.machine, 0, trainer.world_size)
     else:  # refused, if not in equal parts
@@ -152,8 +165,43 @@ def check(settings: dict[str, Any], run_dir: Path) -> Checked:
     return Checked(seed, resume, start, attempt, datamodule)
 
 
-def _rescues_behind(resume: Path | None) -> list[dict[str, Any]]:
-    return [] if resume is None else rescues_in(load_checkpoint(resume))
+def _refuse_another_to_go_on(settings: dict[str, Any], saved: dict[str, Any], path: Path) -> None:
+    """Raise `InputError` where these settings make another model than that of a checkpoint.
+
+    Both are compared as they are made: what the stamps lay out, such as rings, is looked at when
+    they are there.
+    """
+    refuse_without_state(saved, path)
+    vae = _made_for_its_stamps(settings, saved, (saved["vae_astro"]["settings"] or {}).get("data"))
+    if vae is not None:
+        refuse_other_weights(vae, made(VAE, saved, path).state_dict(), path)
+
+
+def _refuse_where_nothing_fits(settings: dict[str, Any], begun: dict[str, Any], path: Path) -> None:
+    """Raise `InputError` where no weight of a checkpoint can be taken."""
+    vae = _made_for_its_stamps(settings, begun, None)
+    if vae is not None:
+        warm_start(vae, path, begun)
+
+
+def _made_for_its_stamps(
+    settings: dict[str, Any], checkpoint: dict[str, Any], data: dict[str, Any] | None
+) -> VAE | None:
+    """A model of these settings, for stamps and bands as a checkpoint was made for.
+
+    Of another size where ``data``, its own settings, had another. None where there is no such
+    model: then the stamps have to say which there is.
+    """
+    theirs = checkpoint["hyper_parameters"]
+    asked = settings["data"].get("size")
+    try:
+        n_bands, size, _ = theirs["stamp_shape"]
+        if isinstance(asked, int) and data is not None and asked != data.get("size", asked):
+            size = asked
+        names = theirs.get("band_names")
+        return new_vae(settings, (n_bands, size, size), None if names is None else tuple(names))
+    except (InputError, TypeError, ValueError, LookupError):
+        return None
 
 
 def _refuse_unknown(settings: dict[str, Any]) -> None:

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from vae_astro import length
 from vae_astro.checked import Checked
 from vae_astro.collapse.forecast import forecast_run
-from vae_astro.data.batches import Batch
+from vae_astro.data.batches import Batch, EpochSampler
 from vae_astro.data.datamodule import DEFAULT_SIZE, StampDataModule
 from vae_astro.data.simulated import is_finished, settings_of
 from vae_astro.data.sources.reader import Source
@@ -34,20 +36,21 @@ from vae_astro.objective.beta import SCHEDULES
 from vae_astro.parts import weights_at
 from vae_astro.progress import duration
 from vae_astro.settings import build
-from vae_astro.training import Attempt, new_vae, set_length
+from vae_astro.training import Attempt, new_vae
 from vae_astro.vae import VAE
 
 __all__ = ["plan"]
 
 LOOKED_AT = 64
 """Sources that are read to learn how many stamps they hold and how fast they are read."""
-STEPS_S, MOST_STEPS = 3.0, 20
-"""How long steps are timed [s], and how many at most; the first does not count."""
+STEPS_S, FEWEST_STEPS, MOST_STEPS = 3.0, 3, 20
+"""How long steps are timed [s], and how many at least and at most; the first does not count."""
 FORECAST_STAMPS = 1024
 DRAWN_PER_S = 435
 """Simulated stamps drawn and written by one core in a second: docs/benchmarks.md."""
-AROUND_S = 15.0
-"""What starting, the forecast and judging take besides on two cores [s]: docs/command-line.md."""
+AROUND = 2.5
+"""Starts of the command that a run takes besides reading and training: its own start, the forecast,
+the verdict and the page. A start is timed, so this knows the machine: docs/command-line.md."""
 PICTURES_BYTES = 10 * 2**20
 """Figures, TensorBoard events and log of a run: docs/command-line.md."""
 ADAM_COPIES = 3
@@ -80,7 +83,7 @@ class Stamps:
     store: StampStore | None
 
 
-def plan(settings: dict[str, Any], checked: Checked, run_dir: Path) -> str:
+def plan(settings: dict[str, Any], checked: Checked, run_dir: Path, start_s: float) -> str:
     """Say what a run of these settings would come to.
 
     Parameters
@@ -91,6 +94,8 @@ def plan(settings: dict[str, Any], checked: Checked, run_dir: Path) -> str:
         What `check` made of them.
     run_dir : Path
         Where the run would go.
+    start_s : float
+        Seconds that the command took until here.
 
     Raises
     ------
@@ -104,15 +109,22 @@ def plan(settings: dict[str, Any], checked: Checked, run_dir: Path) -> str:
     if settings["data"]["batch_size"] is None:
         datamodule.batch_size = batch_size_for(attempt.machine, n_train, n_ranks)
     batch_size = min(datamodule.batch_size, max(n_train, 1))
-    per_epoch = max(1, n_train // batch_size)
-    set_length(attempt.trainer, settings["trainer"], per_epoch)
-    n_epochs = int(attempt.trainer.fit_loop.max_epochs or 1)
-    total_steps = n_epochs * per_epoch
+    trainer = attempt.trainer
+    n_batches = _n_batches(datamodule, stamps.store, n_train, n_ranks)
+    length.set_length(trainer, settings["trainer"], n_batches)
+    n_epochs = int(trainer.fit_loop.max_epochs or 1)
+    per_epoch = length.steps_per_epoch(trainer, n_batches)
+    total_steps = length.total_steps(trainer, n_batches)
     bands = stamps.form.band_names
     vae = new_vae(settings, (len(bands), stamps.form.size, stamps.form.size), bands)
     step_s, look_s = time_steps(vae, attempt, max(1, batch_size // n_ranks))
-    n_looks = n_epochs // max(1, int(attempt.trainer.check_val_every_n_epoch or 1))
-    train_s = total_steps * step_s + n_looks * look_s * max(1, n_val / batch_size)
+    n_looks = n_epochs // max(1, int(trainer.check_val_every_n_epoch or 1))
+    n_val_batches = length.batches_taken(
+        "trainer.limit_val_batches", trainer.limit_val_batches, -(-n_val // batch_size)
+    )
+    train_s = total_steps * step_s + n_looks * look_s * n_val_batches
+    # the verdict sees every stamp once more
+    rest_s = AROUND * start_s + look_s * stamps.n / batch_size
     n_parameters = sum(parameter.numel() for parameter in vae.parameters())
     checkpoint = ADAM_COPIES * 4 * n_parameters
     n_kept = 3 if settings["collapse"]["action"] == "rescue" else 2
@@ -133,9 +145,9 @@ def plan(settings: dict[str, Any], checked: Checked, run_dir: Path) -> str:
             f"{where}{processes}",
         ],
         "time": [
-            f"about {duration(stamps.seconds + train_s + AROUND_S)}, an estimate: reading "
+            f"about {duration(stamps.seconds + train_s + rest_s)}, an estimate: reading "
             f"{duration(stamps.seconds)}, training {duration(train_s)} ({1000 * step_s:.0f} ms a "
-            f"step, timed on noise), the rest {duration(AROUND_S)}",
+            f"step, timed on noise), start and verdict {duration(rest_s)}",
         ],
         "disk": [
             f"store {_bytes(stamps.n * stamps.form.stamp_bytes)} in "
@@ -248,6 +260,16 @@ def _split(stamps: Stamps, datamodule: StampDataModule) -> tuple[int, int]:
     return stamps.n - n_val - round(stamps.n * datamodule.test_fraction), n_val
 
 
+def _n_batches(
+    datamodule: StampDataModule, store: StampStore | None, n_train: int, n_ranks: int
+) -> int:
+    """Batches of an epoch; of as many stamps as are expected where they are not packed."""
+    if store is not None and n_train >= n_ranks:
+        return datamodule.batches_per_epoch(n_ranks)
+    rows = np.arange(max(n_train, n_ranks))
+    return len(EpochSampler(rows, datamodule.batch_size, datamodule.seed, n_ranks=n_ranks))
+
+
 def time_steps(vae: VAE, attempt: Attempt, n_stamps: int) -> tuple[float, float]:
     """Seconds of a training step and of a validation step on ``n_stamps`` of noise."""
     cuda = attempt.machine.accelerator == "cuda"
@@ -289,7 +311,7 @@ def time_steps(vae: VAE, attempt: Attempt, n_stamps: int) -> tuple[float, float]
 
     seconds_of(step)
     steps: list[float] = []
-    while not steps or (sum(steps) < STEPS_S and len(steps) < MOST_STEPS):
+    while len(steps) < FEWEST_STEPS or (sum(steps) < STEPS_S and len(steps) < MOST_STEPS):
         steps.append(seconds_of(step))
     return statistics.median(steps), seconds_of(look)
 

@@ -9,11 +9,11 @@ import os
 import sys
 import time
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TextIO
 
 from tqdm import tqdm
 
-__all__ = ["Progress", "Sparse", "can_draw", "duration", "in_words", "progress_of"]
+__all__ = ["Progress", "Sparse", "can_draw", "duration", "in_words", "mute", "progress_of", "say"]
 
 LINE_EVERY_S = 30.0
 """Between two lines of a log; what is done sooner leaves none."""
@@ -100,11 +100,22 @@ class Sparse:
 
     def _say(self) -> None:
         self._said = time.monotonic()
-        print(
-            in_words(self.what, self.n, self.total, self.unit, self._said - self._began),
-            file=sys.stderr,
-            flush=True,
-        )
+        say(in_words(self.what, self.n, self.total, self.unit, self._said - self._began))
+
+
+def say(line: str) -> None:
+    """Write a line to standard error; where nobody reads that any more, go on without."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        mute(sys.stderr)
+
+
+def mute(stream: TextIO) -> None:
+    """Lead a stream of this process, and what is still to be written to it, to nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def in_words(what: str, n: float, total: float | None, unit: str, seconds: float) -> str:

@@ -41,9 +41,10 @@ from vae_astro.objective.beta import SCHEDULES
 from vae_astro.processes import join, losses_told, open_together
 from vae_astro.report import board, summary
 from vae_astro.report.full_disk import file_handlers_that_give_up
+from vae_astro.rescuing import rescue
 from vae_astro.settings import build
 from vae_astro.stopping import exit_status, heeded, last_words
-from vae_astro.training import Attempt, Pace, fit, new_vae, rescue, set_length
+from vae_astro.training import Attempt, Pace, fit, new_vae
 from vae_astro.vae import VAE
 
 __all__ = ["RunResult", "quieten", "train", "train_command"]
@@ -148,7 +149,7 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
 
     vae = begin(settings)
     _say_what_is_trained(vae, datamodule, attempt)
-    set_length(trainer, settings["trainer"], datamodule.steps_per_epoch(trainer.world_size))
+    attempt.set_length(datamodule)
     with losses_told(run_dir):
         fitted = _fit_and_rescue(attempt, vae, datamodule, run_dir, checked.resume, begin)
     attempt, vae, trainer = fitted.attempt, fitted.vae, fitted.attempt.trainer

@@ -23,6 +23,7 @@ __all__ = [
     "check_text",
     "construct",
     "nearest",
+    "plain",
 ]
 
 T = TypeVar("T")
@@ -71,6 +72,7 @@ def construct(
     InputError
         A key that it does not have, or one that it needs and does not get.
     """
+    settings = plain(settings)
     shown = group if choice is None else f"{group}={choice}"
     parameters = inspect.signature(factory).parameters
     allowed = [key for key in parameters if key not in given]
@@ -102,8 +104,25 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     return None
 
 
+def plain(value: Any) -> Any:
+    """``value`` with numbers and arrays of numpy as Python's own, also within mappings and lists.
+
+    Who calls from Python has such numbers at hand; a checkpoint holds plain Python alone.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    if isinstance(value, tuple):
+        return tuple(plain(part) for part in value)
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    return value
+
+
 def check_int(key: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
     """``value`` if it is a whole number in range, else an `InputError` that names ``key``."""
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{key} must be a whole number, got {value!r}")
     if value < minimum:
@@ -125,6 +144,7 @@ def check_number(
 
     ``above`` excludes its bound, ``minimum`` and ``maximum`` include theirs.
     """
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InputError(f"{key} must be a finite number, got {value!r}")
     if above is not None and value <= above:
@@ -145,6 +165,7 @@ def check_choice(key: str, value: object, choices: tuple[str, ...]) -> str:
 
 def check_bool(key: str, value: object) -> bool:
     """``value`` if it is true or false, else an `InputError` that names ``key``."""
+    value = plain(value)
     if not isinstance(value, bool):
         raise InputError(f"{key} must be true or false, got {value!r}")
     return value

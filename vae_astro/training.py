@@ -1,4 +1,4 @@
-"""One fit and what it is made of; and the next, where a collapse is to be rescued.
+"""One fit and what it is made of.
 
 `run` decides what is trained; here it is built from the settings and fitted.
 """
@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,22 @@ from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from vae_astro import length
 from vae_astro.acceleration import allow_tf32, check_compile, compile_mode, compile_parts
 from vae_astro.checkpoint import (
     AtomicCheckpoints,
     BestCheckpoint,
     LastCheckpoint,
     RandomState,
-    carry_over,
     load_checkpoint,
-    refuse_other_shapes,
+    refuse_other_weights,
+    refuse_without_state,
 )
-from vae_astro.collapse.forecast import Outlook
 from vae_astro.collapse.monitor import CollapseMonitor
-from vae_astro.collapse.rescue import Plan, changes
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
 from vae_astro.faults import FiniteGuard
-from vae_astro.hardware import EPOCHS, USUAL_STEPS, Machine, Setup, take
+from vae_astro.hardware import Machine, Setup, take
 from vae_astro.model.micro_batches import micro_batch_size
 from vae_astro.processes import strategy_of
 from vae_astro.progress import can_draw
@@ -53,14 +52,7 @@ __all__ = [
     "new_trainer",
     "new_vae",
     "progress_bar",
-    "rescue",
-    "set_length",
 ]
-
-STEPS_BETWEEN_VALIDATIONS = 50
-"""So that a small data set does not spend its time on validation."""
-SHORTEST_REST = 0.5
-"""Share of a run that has to follow a rescue; it is made longer where less is left."""
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +84,20 @@ class Attempt:
     monitor: CollapseMonitor
     panels: StampPanels
 
+    def set_length(self, datamodule: StampDataModule) -> None:
+        """Fill in what the settings leave to the number of stamps; see `vae_astro.length`."""
+        length.set_length(self.trainer, self.settings["trainer"], self._n_batches(datamodule))
+
+    def steps_per_epoch(self, datamodule: StampDataModule) -> int:
+        """Optimiser steps of an epoch, on all processes together."""
+        return length.steps_per_epoch(self.trainer, self._n_batches(datamodule))
+
     def total_steps(self, datamodule: StampDataModule) -> int:
         """Optimiser steps of the run, once its length is set."""
-        per_epoch = datamodule.steps_per_epoch(self.trainer.world_size)
-        return int(self.trainer.fit_loop.max_epochs or 1) * per_epoch
+        return length.total_steps(self.trainer, self._n_batches(datamodule))
+
+    def _n_batches(self, datamodule: StampDataModule) -> int:
+        return datamodule.batches_per_epoch(self.trainer.world_size)
 
 
 def new_attempt(
@@ -219,21 +221,6 @@ def _refuse_rescue_where_it_cannot_be(settings: dict[str, Any], trainer: Trainer
         )
 
 
-def set_length(trainer: Trainer, options: dict[str, Any], steps_per_epoch: int) -> None:
-    """Fill in what the trainer's settings leave to the number of stamps."""
-    if options["max_epochs"] is None:
-        fewest, most = EPOCHS
-        trainer.fit_loop.max_epochs = min(max(-(-USUAL_STEPS // steps_per_epoch), fewest), most)
-        log.info(
-            "length: %d epochs of %d steps; set trainer.max_epochs for another",
-            trainer.fit_loop.max_epochs,
-            steps_per_epoch,
-        )
-    if options["check_val_every_n_epoch"] is None:
-        n_epochs = max(1, STEPS_BETWEEN_VALIDATIONS // steps_per_epoch)
-        trainer.check_val_every_n_epoch = min(n_epochs, trainer.fit_loop.max_epochs or n_epochs)
-
-
 def new_vae(
     settings: dict[str, Any],
     stamp_shape: tuple[int, int, int],
@@ -283,8 +270,11 @@ def fit(
     """
     n_steps_before = 0
     if resume is not None:
-        refuse_other_shapes(vae, resume)
-        n_steps_before = load_checkpoint(resume)["global_step"]
+        checkpoint = load_checkpoint(resume)
+        refuse_other_weights(vae, checkpoint["state_dict"], resume)
+        refuse_without_state(checkpoint, resume)
+        n_steps_before = checkpoint["global_step"]
+        del checkpoint  # Lightning reads it again
     trainer = attempt.trainer
     _accelerate(attempt, vae, datamodule, n_steps_before)
     forget()
@@ -299,7 +289,8 @@ def fit(
     pace.seconds += time.perf_counter() - began
     # the step count is that of the whole run, the time only of this part of it
     n_steps = trainer.global_step - n_steps_before
-    pace.n_stamps += n_steps * datamodule.stamps_per_step(trainer.world_size)
+    n_batches = n_steps * int(trainer.num_training_batches) // attempt.steps_per_epoch(datamodule)
+    pace.n_stamps += n_batches * datamodule.stamps_per_step(trainer.world_size)
 
 
 def _accelerate(attempt: Attempt, vae: VAE, datamodule: StampDataModule, n_done: int) -> None:
@@ -309,11 +300,10 @@ def _accelerate(attempt: Attempt, vae: VAE, datamodule: StampDataModule, n_done:
         vae.to(memory_format=torch.channels_last)
     device = trainer.strategy.root_device
     allow_tf32(device, str(trainer.precision), options["deterministic"])
-    per_epoch = datamodule.steps_per_epoch(trainer.world_size)
     mode = compile_mode(
         options["compile"],
         device,
-        int(trainer.fit_loop.max_epochs or 1) * per_epoch - n_done,
+        attempt.total_steps(datamodule) - n_done,
         (datamodule.batch_size, *vae.stamp_shape),
         n_ranks=trainer.world_size,
         accumulates=trainer.accumulate_grad_batches > 1,
@@ -322,106 +312,3 @@ def _accelerate(attempt: Attempt, vae: VAE, datamodule: StampDataModule, n_done:
         log.info("the step is compiled (%s); the first one takes longer for it", mode)
         compile_parts(vae, mode)
         datamodule.compile_batches = True
-
-
-def rescue(
-    attempt: Attempt,
-    plan: Plan,
-    datamodule: StampDataModule,
-    run_dir: Path,
-    begin: Callable[[dict[str, Any]], VAE],
-) -> tuple[Attempt, VAE, Path | None]:
-    """Go back to the last healthy state, or to the start, with the settings of ``plan``.
-
-    A healthy state that has been gone back to once is not tried again. The run goes on from
-    ``checkpoints/rescue_N.ckpt``: a rescue is a resumed run with other settings, and can be
-    repeated as one. The best checkpoint of what collapsed is kept as ``collapsed_N.ckpt``.
-
-    Parameters
-    ----------
-    attempt : Attempt
-        The fit that collapsed.
-    plan : Plan
-        What to change.
-    datamodule : StampDataModule
-        Of the run.
-    run_dir : Path
-        Run folder.
-    begin : callable
-        Settings to the model as a run of these settings starts with.
-
-    Returns
-    -------
-    tuple of Attempt, VAE, and Path or None
-        The next fit, its model, and the checkpoint it goes on from.
-    """
-    monitor, folder = attempt.monitor, run_dir / "checkpoints"
-    number = len(monitor.rescues) + 1
-    healthy, best = folder / "healthy.ckpt", folder / "best.ckpt"
-    back = load_checkpoint(healthy) if plan.from_healthy and healthy.exists() else None
-    from_step = 0 if back is None else back["global_step"]
-    settings = _long_enough(attempt, plan.settings, datamodule, from_step)
-    record = {
-        **monitor.finding(),
-        "from_step": from_step,
-        "kind": plan.kind,
-        "change": changes(attempt.settings, settings),
-        "reason": plan.reason,
-        "forecast_before": _brief(plan.before),
-        "forecast_after": _brief(plan.after),
-    }
-    _say(number, record)
-    following = new_attempt(settings, run_dir, [*monitor.rescues, record])
-    set_length(
-        following.trainer,
-        settings["trainer"],
-        datamodule.steps_per_epoch(following.trainer.world_size),
-    )
-    vae = begin(settings)
-    resume = None
-    if back is not None:
-        carried = carry_over(back, vae)
-        carried["callbacks"][monitor.state_key]["rescues"] = following.monitor.rescues
-        resume = folder / f"rescue_{number}.ckpt"
-        for path in (resume, folder / "last.ckpt"):  # the latter for a run that is killed now
-            AtomicCheckpoints().save_checkpoint(carried, path)
-    healthy.unlink(missing_ok=True)
-    if best.exists():
-        best.replace(folder / f"collapsed_{number}.ckpt")
-    return following, vae, resume
-
-
-def _long_enough(
-    attempt: Attempt, settings: dict[str, Any], datamodule: StampDataModule, from_step: int
-) -> dict[str, Any]:
-    """The settings, with more epochs where less than `SHORTEST_REST` of the run would follow."""
-    per_epoch = datamodule.steps_per_epoch(attempt.trainer.world_size)
-    n_epochs = int(attempt.trainer.fit_loop.max_epochs or 1)
-    done = -(-from_step // per_epoch)
-    rest = -int(-SHORTEST_REST * n_epochs // 1)
-    if done + rest <= n_epochs:
-        return settings
-    log.info("rescue: %d epochs are to follow, so the run becomes %d long", rest, done + rest)
-    return {**settings, "trainer": {**settings["trainer"], "max_epochs": done + rest}}
-
-
-def _brief(foreseen: Outlook) -> dict[str, Any]:
-    """The figures that matter; the whole forecast of the run stands beside its verdict."""
-    keys = ("verdict", "kl_nats", "active_units", "latent_dim", "beta", "threshold",
-            "largest_eigenvalue")  # fmt: skip
-    return {key: foreseen.as_dict()[key] for key in keys}
-
-
-def _say(number: int, record: dict[str, Any]) -> None:
-    foreseen = record["forecast_after"]
-    back = f"step {record['from_step']}, the last healthy" if record["from_step"] else "the start"
-    changed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in record["change"].items())
-    log.warning("rescue %d: back to %s; %s", number, back, changed)
-    log.warning("rescue %d: %s", number, record["reason"])
-    log.warning(
-        "rescue %d: forecast %d of %d units, KL about %.3g nats",
-        number,
-        foreseen["active_units"],
-        foreseen["latent_dim"],
-        foreseen["kl_nats"] or 0.0,
-    )

@@ -35,7 +35,7 @@ from vae_astro.objective.kl import mutual_information
 from vae_astro.objective.optim import Optim
 from vae_astro.parts import Parts, Trained, weights_at
 from vae_astro.ranks import gather, mean_over_ranks, n_ranks, own_rows
-from vae_astro.settings import build, check_int, construct
+from vae_astro.settings import build, check_int, construct, plain
 
 __all__ = ["VAE", "StampScores"]
 
@@ -107,6 +107,11 @@ class VAE(ArrayCalls):
         log_every_n_steps: int = 20,
     ) -> None:
         super().__init__()
+        # what is stored with the weights
+        stamp_shape, band_names = plain(stamp_shape), plain(band_names)
+        model, likelihood, prior = plain(model), plain(likelihood), plain(prior)
+        beta, optim, normalize = plain(beta), plain(optim), plain(normalize)
+        log_every_n_steps = check_int("log_every_n_steps", log_every_n_steps, minimum=1)
         self.save_hyperparameters(logger=False)
         try:
             n_bands, height, width = (int(n) for n in stamp_shape)
@@ -161,7 +166,7 @@ class VAE(ArrayCalls):
         self._late = LateValues()
         self.optim = construct("optim", Optim, optim or {})
         self.inference = aggressive_inference(self.optim.aggressive)
-        self.log_every_n_steps = check_int("log_every_n_steps", log_every_n_steps, minimum=1)
+        self.log_every_n_steps = log_every_n_steps
         self.total_steps = 1
         """Length of the run that the schedules are made for, in optimiser steps."""
         self.shown: dict[str, float] = {}
@@ -436,7 +441,7 @@ class VAE(ArrayCalls):
         ------
         InputError
             No checkpoint of this project, or one of a network that this version does not make;
-            ``weights_only=False``.
+            ``weights_only=False``; an option or a device that there is not.
         """
         if weights_only is False:
             raise InputError(

@@ -151,7 +151,7 @@ def _stamps(plan: Plan, extent: Extent) -> Series:
             own["data"]["root"] = str(store)
             note += f"; the shards of {written:,} stamps, listed {n_stamps // written} times"
         own["trainer"]["limit_train_batches"] = None
-        n_steps = open_store(own).steps_per_epoch()
+        n_steps = open_store(own).batches_per_epoch()
         own["trainer"]["limit_train_batches"] = extent.n_steps  # or all there are
         settings[f"{n_stamps:,}"] = own
         in_all.append(n_steps)
@@ -215,7 +215,7 @@ def _pace(turns: Sequence[Mapping[str, Any]]) -> Pace:
 
 
 def _no_more_than_there_are(settings: dict[str, Any]) -> int:
-    return min(settings["trainer"]["limit_train_batches"], open_store(settings).steps_per_epoch())
+    return min(settings["trainer"]["limit_train_batches"], open_store(settings).batches_per_epoch())
 
 
 def scaling_table(measured: Sequence[Series]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
+from vae_astro.errors import InputError
 
 __all__ = [
     "NOT_MEASURED",
@@ -123,7 +124,7 @@ def write_section(page: Path, mark: str, text: str) -> None:
     begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
     content = page.read_text()
     if content.count(begin) != 1 or end not in content.partition(begin)[2]:
-        sys.exit(f"error: {page} has not the marks {begin} and {end}")
+        raise InputError(f"docs={page} has not the marks {begin} and {end}")
     before, _, rest = content.partition(begin)
     _, _, after = rest.partition(end)
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}")

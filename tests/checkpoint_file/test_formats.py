@@ -16,7 +16,7 @@ import torch
 from tiny_checkpoints import save, tiny_vae
 
 from vae_astro import VAE
-from vae_astro.checkpoint import RandomState, refuse_other_shapes
+from vae_astro.checkpoint import RandomState, refuse_other_weights, refuse_without_state
 from vae_astro.checkpoint_file import CHECKPOINT_FORMAT, load_checkpoint
 from vae_astro.checkpoint_file.formats import MIGRATIONS
 from vae_astro.collapse.monitor import CollapseMonitor
@@ -49,7 +49,9 @@ def test_what_a_run_goes_on_with_is_brought_to_the_newest_format(name: str) -> N
     if monitor.state_key in callbacks:
         monitor.load_state_dict(callbacks[monitor.state_key])
     assert bool(monitor.validations) == (name == "before_format_2")
-    refuse_other_shapes(VAE.load_from_checkpoint(OLD / f"{name}.ckpt"), OLD / f"{name}.ckpt")
+    path = OLD / f"{name}.ckpt"
+    refuse_other_weights(VAE.load_from_checkpoint(path), checkpoint["state_dict"], path)
+    refuse_without_state(checkpoint, path)
 
 
 def test_a_network_that_has_changed_since_is_refused_with_the_weights_that_differ() -> None:

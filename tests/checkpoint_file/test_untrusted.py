@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from tiny_checkpoints import save, tiny_vae
 
 from vae_astro import VAE
-from vae_astro.checkpoint import load_checkpoint, refuse_other_shapes, warm_start
+from vae_astro.checkpoint import load_checkpoint, refuse_without_state, warm_start
 from vae_astro.checkpoint.keeping import BestCheckpoint
 from vae_astro.classify import classify
 from vae_astro.embed import embed
@@ -126,7 +126,7 @@ DOORS: dict[str, Callable[[Path], object]] = {
     "load_from_checkpoint": VAE.load_from_checkpoint,
     "None": lambda path: VAE.load_from_checkpoint(path, weights_only=None),
     "init_from": lambda path: warm_start(tiny_vae(), path),
-    "resume": lambda path: refuse_other_shapes(tiny_vae(), path),
+    "resume": lambda path: refuse_without_state(load_checkpoint(path), path),
     "embed": lambda path: embed(*composed("embed", path, path.parent / "z.parquet")),
     "classify": lambda path: classify(*composed("classify", path, path.parent / "classes")),
     "outliers": lambda path: outliers(*composed("outliers", path, path.parent / "o.parquet")),

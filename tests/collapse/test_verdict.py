@@ -146,7 +146,7 @@ def test_too_large_a_sigma_is_named_and_a_learned_one_offered() -> None:
     told = explain(judged_as(0.0, 0.0), far, None, RUN)
     assert "beta * s2 is 50, and the stamps vary by 8" in str(told.cause)
     assert str(told.change).startswith("likelihood=sigma")
-    assert "so it came" in told.paragraph
+    assert "It was forecast before training." in told.paragraph
 
 
 def test_too_high_a_beta_is_named_and_the_change_is_enough() -> None:
@@ -263,7 +263,7 @@ FORECAST_LOST = "Forecast before training: full collapse, 0 nats in 0 units"
 def test_a_sigma_too_large_is_told_in_full() -> None:
     # learned: s2 = 98 * 0.5 / (100 - 2), so 0.5 ln(16) + 0.5 ln(8) = 2.43 nats
     assert paragraph(0.0, 0.0, of=foreseen(spectrum_of(8.0, 4.0, s2=50.0), 2, 1.0)) == (
-        f"{DEAD} {FORECAST_LOST}; so it came. Cause: beta * s2 is 50, and the stamps vary by 8 "
+        f"{DEAD} It was forecast before training. Cause: beta * s2 is 50, and the stamps vary by 8 "
         "along their strongest direction. Most useful change: likelihood=sigma, which learns s2 "
         "(forecast: 2.43 nats in 2 units)."
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from astropy import units
 from astropy.io import fits
@@ -158,7 +159,7 @@ def test_pieces_are_put_together_to_whole_batches(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (np.array([["a"]]), r"stamps have shape \(1, 1\) of <U1"),
+        (np.array([["a"]]), "real numbers, got an array of <U1"),
         (SKY + 1j, "of complex64"),
         (SKY.astype(object), "of object"),
         (np.zeros((2, 20), "M8[s]"), "of datetime64"),
@@ -231,3 +232,20 @@ def test_a_size_that_no_model_takes_is_refused_in_a_list_too(size: int) -> None:
 def test_a_name_that_is_too_long_is_refused_as_others_are() -> None:
     with pytest.raises(InputError, match="does not exist"):
         whole("x" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "message"),
+    [
+        (torch.zeros(2, 20, 20).to_sparse(), "sparse_coo tensor, .*to_dense"),
+        (torch.zeros(2, 20, 20, device="meta"), "a meta tensor"),
+        (torch.zeros(2, 20, 20, dtype=torch.complex64), "real numbers, got an array of complex64"),
+        (np.zeros((2, 20, 20), complex), "real numbers, got an array of complex128; np.abs"),
+        (np.full((2, 20, 20), None), "real numbers, got an array of object; lists of different"),
+        (np.full((2, 20, 20), "x"), "real numbers, got an array of <U1"),
+        (scipy.sparse.csr_matrix(np.eye(20)), r"stamps are a csr_matrix.*: its \.toarray\(\)"),
+    ],
+)
+def test_numbers_that_are_not_there_pixel_by_pixel_are_refused(stamps, message) -> None:
+    with pytest.raises(InputError, match=message):
+        list(given_stamps(stamps, ONE))

@@ -119,11 +119,12 @@ def _kl_per_unit(checkpoint: Mapping[str, Any]) -> list[float]:
 def _units(n: int, n_theirs: int, costs: Sequence[float], what: str, remarks: list[str]) -> Axis:
     """As many units as there are in both; of theirs, those that say most."""
     chosen: list[int | None] = list(range(min(n, n_theirs)))
-    if n < n_theirs and len(costs) == n_theirs:
+    by_cost = n < n_theirs and len(costs) == n_theirs
+    if by_cost:
         ranked = sorted(range(n_theirs), key=lambda unit: -costs[unit])
         chosen = sorted(ranked[:n])  # type: ignore[assignment]
     if what != "levels" and n != n_theirs:
-        which = "those of the largest KL" if n < n_theirs and costs else "the first"
+        which = "those of the largest KL" if by_cost else "the first"
         remarks.append(
             f"latent {what}: {n_theirs} in the checkpoint, {n} here: {len(chosen)} taken"
             + (

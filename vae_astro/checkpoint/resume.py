@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from vae_astro.checkpoint.keeping import BestCheckpoint
-from vae_astro.checkpoint_file import load_checkpoint
 from vae_astro.checkpoint_file.rebuild import different_weights
 from vae_astro.errors import InputError
 from vae_astro.vae import VAE
 
-__all__ = ["RandomState", "carry_over", "refuse_other_shapes"]
+__all__ = ["RandomState", "carry_over", "refuse_other_weights", "refuse_without_state"]
 
 
 GOES_ON_FROM = ("optimizer_states", "lr_schedulers", "loops")
 
 
-def refuse_other_shapes(vae: VAE, path: Path) -> None:
-    """Raise `InputError` unless ``vae`` can go on from the checkpoint: same weights, and all state.
+def refuse_other_weights(vae: VAE, theirs: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `InputError` unless ``vae`` has the weights of the checkpoint, each in its shape.
 
-    Raises
-    ------
-    InputError
-        As `load_checkpoint`; weights of another model; a checkpoint without the optimiser's state.
+    Parameters
+    ----------
+    vae : VAE
+        What is to go on.
+    theirs : mapping of str to Tensor
+        Weights of the checkpoint.
+    path : Path
+        For the message.
     """
-    checkpoint = load_checkpoint(path)
-    different = different_weights(vae.state_dict(), checkpoint["state_dict"])
+    different = different_weights(vae.state_dict(), theirs)
     if different:
         name, (there, here) = next(iter(different.items()))
         raise InputError(
@@ -39,11 +43,15 @@ def refuse_other_shapes(vae: VAE, path: Path) -> None:
             f"{name}: {there} there, {here} here; "
             "keep the settings of the model as they were, or take over what fits with init_from="
         )
+
+
+def refuse_without_state(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Raise `InputError` where only the model was kept, as exports do, pruned or not."""
     missing = [key for key in GOES_ON_FROM if not checkpoint.get(key)]
     if missing:
         raise InputError(
-            f"resume={path} holds weights but not the state of a run to go on with ({missing[0]} "
-            "is missing); start a new run from its weights with init_from="
+            f"resume={path} holds weights, as an export does, but not the state of a run to go on "
+            f"with ({missing[0]} is missing); start a new run from its weights with init_from="
         )
 
 

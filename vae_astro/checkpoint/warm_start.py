@@ -108,7 +108,7 @@ class WarmStart:
         return [*table, *self.remarks, *told]
 
 
-def warm_start(vae: VAE, path: Path) -> WarmStart:
+def warm_start(vae: VAE, path: Path, checkpoint: dict[str, Any] | None = None) -> WarmStart:
     """Copy what fits of a checkpoint's weights into ``vae``; leave the rest as it is.
 
     A learned prior, and what a minimum rate has measured, are taken whole or not at all; so are the
@@ -122,13 +122,15 @@ def warm_start(vae: VAE, path: Path) -> WarmStart:
         Before its first step; changed in place.
     path : Path
         Checkpoint.
+    checkpoint : dict, optional
+        What `load_checkpoint` made of it, where that is at hand.
 
     Raises
     ------
     InputError
         As `load_checkpoint`; another network; if nothing of the network fits.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path) if checkpoint is None else checkpoint
     name, asked = _network_name(checkpoint["hyper_parameters"]), _network_name(dict(vae.hparams))
     if name != asked:
         raise InputError(

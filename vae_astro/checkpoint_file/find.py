@@ -35,4 +35,10 @@ def find_checkpoint(key: str, path: str) -> Path:
             return candidate
     if not os.path.exists(given):
         raise InputError(f"{key}={path} does not exist; give a run folder or a .ckpt file")
-    raise InputError(f"{key}={path} holds no checkpoint: there is no checkpoints/{names[0]} in it")
+    looked_for = " and no ".join(f"checkpoints/{name}" for name in names)
+    others = sorted(file.name for folder in folders for file in folder.glob("*.ckpt"))
+    shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    raise InputError(
+        f"{key}={path} holds no checkpoint: there is no {looked_for} in it"
+        + (f", but {shown}: give the file itself" if others else "")
+    )

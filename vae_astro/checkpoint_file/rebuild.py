@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
@@ -14,7 +15,7 @@ from vae_astro.checkpoint_file.door import load_checkpoint
 from vae_astro.checkpoint_file.find import find_checkpoint
 from vae_astro.errors import InputError
 
-__all__ = ["different_weights", "rebuilt"]
+__all__ = ["different_weights", "made", "rebuilt"]
 
 
 class _Model(Protocol):
@@ -47,23 +48,23 @@ def rebuilt(
     ------
     InputError
         As `find_checkpoint` and `load_checkpoint`; settings or weights that this version has no
-        model for.
+        model for; no setting of the model; a device that is none, or is not here.
     """
     if not isinstance(path, str | PathLike):
         raise InputError(
             f"a checkpoint is given by its path or run folder, not by a {type(path).__name__}"
         )
+    known = list(inspect.signature(model_class).parameters)
+    if unknown := [key for key in settings if key not in known]:
+        raise InputError(
+            f"a checkpoint cannot be loaded with {unknown[0]}=; what it was made with can be "
+            f"replaced, {', '.join(known)}, and its weights are taken as they are: init_from= of "
+            "train.py takes what fits of those of another model"
+        )
+    place = _device(device)
     found = find_checkpoint("checkpoint", fspath(path))
     checkpoint = load_checkpoint(found)
-    try:
-        model = model_class(**{**checkpoint["hyper_parameters"], **settings})
-    # InputError is what a name or a value that is not known comes to; the others are what settings
-    # of another type or size come to
-    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as e:
-        raise InputError(
-            f"{found}: this version makes no model of its settings ({' '.join(str(e).split())}); "
-            f"{_way_out(checkpoint)}"
-        ) from e
+    model = made(model_class, checkpoint, found, **settings)
     _refuse_other_weights(model, checkpoint, found)
     try:
         model.load_state_dict(checkpoint["state_dict"])
@@ -73,8 +74,43 @@ def rebuilt(
             f"{found}: its weights or state are damaged ({' '.join(str(error).split())}); "
             f"{_way_out(checkpoint)}"
         ) from error
-    model.to(torch.device(device))
+    try:
+        model.to(place)
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # of torch
+        raise InputError(f"map_location={place}: {' '.join(str(error).split())}") from error
     return model
+
+
+def _device(given: Any) -> torch.device:
+    try:
+        return torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"map_location must be a device, such as cpu, cuda or cuda:1, got {given!r}"
+        ) from error
+
+
+def made(model_class: type[M], checkpoint: dict[str, Any], path: Path, **settings: Any) -> M:
+    """The model that the settings of a checkpoint make, without its weights.
+
+    Raises
+    ------
+    InputError
+        Settings that this version has no model for; ``path`` is named.
+    """
+    try:
+        return model_class(**{**checkpoint["hyper_parameters"], **settings})
+    # InputError is what a name or a value that is not known comes to; the others are what settings
+    # of another type or size come to
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as e:
+        raise InputError(
+            f"{path}: this version makes no model of its settings ({' '.join(str(e).split())}); "
+            f"{_way_out(checkpoint)}"
+        ) from e
 
 
 def different_weights(

@@ -224,7 +224,7 @@ def _compare(verdict: CollapseVerdict, foreseen: Forecast, run: Circumstances) -
             )
         return f"{told}; it did not come so."
     if verdict.verdict == "full":
-        return f"{told}; so it came."
+        return "It was forecast before training."
     off = verdict.kl_nats / end.kl_nats - 1 if end.kl_nats else 0.0
     if abs(off) <= AGREES:
         return f"{told}; the KL came within {100 * abs(off):.0f} %."

@@ -4,19 +4,21 @@
 0     done
 1     something unexpected, with a traceback; or a part that failed, which is said
 2     a mistake in the settings or the input, in one line
-128+n signal n stopped it: 130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1
+128+n signal n stopped it: 130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1, 141 nobody reads its output
 ====  ==========================================================================
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.errors import (
     HydraException,
@@ -27,18 +29,45 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_astro.command.conf_files import ConfFiles
 from vae_astro.errors import InputError
+from vae_astro.progress import mute
 from vae_astro.settings import nearest
 
-__all__ = ["NoErrors", "mistake_in_words", "run", "wants_traceback"]
+__all__ = ["Console", "NoErrors", "mistake_in_words", "past_hydra", "run", "wants_traceback"]
 
 FULL, OURS = "HYDRA_FULL_ERROR", "VAE_ASTRO_PLAIN_ERRORS"
 """The first asks for tracebacks; `run` sets both, so that the processes it starts know better."""
-STOPPED = 130
+STOPPED, UNREAD = 130, 141
+MISTAKES = (InputError, HydraException, OmegaConfBaseException)
+
+T = TypeVar("T")
 
 
 def wants_traceback() -> bool:
     """Whether a user asks for tracebacks of mistakes: ``HYDRA_FULL_ERROR=1``."""
     return os.environ.get(FULL) == "1" and OURS not in os.environ
+
+
+class _Carried(BaseException):
+    """No `Exception`, so that Hydra lets it pass."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def past_hydra(command: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Carry what `run` knows to say past Hydra, which announces any error by a line of its own.
+
+    Goes between ``hydra.main`` and the command.
+    """
+
+    @functools.wraps(command)
+    def carried(cfg: Any) -> T:
+        try:
+            return command(cfg)
+        except (*MISTAKES, BrokenPipeError) as error:
+            raise _Carried(error) from error
+
+    return carried
 
 
 def run(main: Callable[[], Any], config_name: str, conf: Path, stopped: str = "stopped") -> None:
@@ -59,8 +88,14 @@ def run(main: Callable[[], Any], config_name: str, conf: Path, stopped: str = "s
         # Hydra would put its errors into words of several lines and end with 1
         os.environ |= {FULL: "1", OURS: "1"}
     try:
-        main()
-    except (InputError, HydraException, OmegaConfBaseException) as error:
+        _with_all_said(main)
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise  # of another process
+        for stream in (sys.stdout, sys.stderr):
+            mute(stream)
+        sys.exit(UNREAD)
+    except MISTAKES as error:
         if wants_traceback():
             raise
         typed = [word for word in sys.argv[1:] if not word.startswith("-")]
@@ -70,6 +105,30 @@ def run(main: Callable[[], Any], config_name: str, conf: Path, stopped: str = "s
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         sys.exit(STOPPED)
+
+
+def _with_all_said(main: Callable[[], Any]) -> None:
+    """Call a command and write out what it has printed.
+
+    The end of Python would do that too, but whoever reads by ``| head`` may be gone by then, and of
+    that it makes a message and a status of its own.
+    """
+    try:
+        main()
+    except _Carried as carried:
+        raise carried.error from None
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output or standard error is a pipe that nobody reads."""
+    ends = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        ends.register(stream.fileno(), 0)  # errors are told without being asked for
+    return bool(ends.poll(0))
 
 
 def mistake_in_words(
@@ -170,6 +229,17 @@ def _unreadable(override: str, text: str) -> str:
         f"{override!r} cannot be read; a value with =, ~, comma, braces or brackets in it needs "
         f"quotes within quotes: '{key}=\"{value}\"'"
     )
+
+
+class Console(logging.StreamHandler[Any]):
+    """What a run says; where nobody reads it any more the run goes on, and says it to its file."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # of logging
+        """See `logging.Handler`."""
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            mute(self.stream)
+        else:
+            super().handleError(record)
 
 
 class NoErrors(logging.Filter):

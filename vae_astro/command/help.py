@@ -14,6 +14,7 @@ from vae_astro.command.conf_files import ConfFiles, Key
 __all__ = ["choices_in_words", "keys_in_words", "register_help"]
 
 HEADING = "Groups and their choices ([what is taken by itself]):"
+OF_CHOICES = "GROUP=CHOICE --help lists the keys of a choice, "
 WIDTH = 100
 COLUMN = 30
 """Where comments begin."""
@@ -22,34 +23,41 @@ COLUMN = 30
 def register_help(conf: Path) -> None:
     """Make what the templates in ``conf/hydra/help`` ask for known to the configuration.
 
-    ``${help_choices:CONFIG}`` are its groups under a heading, ``${help_typed:CONFIG,OVERRIDES}``
-    the keys of the choices that were typed, ``${help_keys:CONFIG}`` those of its own file, and
-    ``${help_usage:}`` what the command says of itself.
+    ``${help_choices:CONFIG,OVERRIDES}`` are its groups, and the keys of the choices that were
+    typed; ``${help_script:CONFIG,OVERRIDES}`` all that a script has to say of itself.
     """
     files = ConfFiles(conf)
 
-    def typed(config_name: str, overrides: Sequence[str]) -> str:
+    def choices(config_name: str, overrides: Sequence[str]) -> list[str]:
         parts = [override.lstrip("+").partition("=") for override in overrides]
-        chosen = {
+        typed = {
             group: choice for group, _, choice in parts if choice in files.groups.get(group, ())
         }
-        return _escaped("\n".join(keys_in_words(files, *pair) for pair in chosen.items()))
-
-    def usage() -> str:
-        return _escaped((sys.modules["__main__"].__doc__ or "").strip())
-
-    def choices(config_name: str) -> str:
         listed = choices_in_words(files, config_name)
-        return _escaped(listed and f"{HEADING}\n{listed}")
+        keys = [keys_in_words(files, group, choice) for group, choice in typed.items()]
+        return [listed and f"{HEADING}\n{listed}", *keys]
+
+    def script(config_name: str, overrides: Sequence[str]) -> str:
+        listed = choices(config_name, overrides)
+        more = OF_CHOICES if listed[0] else ""
+        return _page(
+            (sys.modules["__main__"].__doc__ or "").strip(),
+            f"Its keys:\n{keys_in_words(files, None, config_name)}",
+            *listed,
+            f"More: {more}--cfg job prints every value, --hydra-help the flags of Hydra.",
+        )
 
     resolvers: dict[str, Callable[..., str]] = {
-        "help_choices": choices,
-        "help_typed": typed,
-        "help_keys": lambda name: _escaped(keys_in_words(files, None, name)),
-        "help_usage": usage,
+        "help_choices": lambda *told: _page(*choices(*told)),
+        "help_script": script,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def _page(*parts: str) -> str:
+    """Those that say something, a blank line between; Hydra fills in templates by ``$``."""
+    return "\n\n".join(part.rstrip() for part in parts if part).replace("$", "$$")
 
 
 def choices_in_words(files: ConfFiles, config_name: str) -> str:
@@ -95,8 +103,3 @@ def _two_columns(left: str, right: str, column: int) -> list[str]:
 
 def _wrapped(text: str, indent: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
-
-
-def _escaped(text: str) -> str:
-    """Hydra puts the template through `string.Template`."""
-    return text.replace("$", "$$")

@@ -316,7 +316,7 @@ class StampDataModule(LightningDataModule):
             if not n_stamps:
                 return
 
-    def steps_per_epoch(self, n_ranks: int = 1) -> int:
+    def batches_per_epoch(self, n_ranks: int = 1) -> int:
         """Batches of an epoch that ``n_ranks`` processes share."""
         return len(self._first_epoch(n_ranks))
 

@@ -97,14 +97,25 @@ def _gathered(stamps: Any, size: int | None) -> _Leaf:
         if (parts := taken_apart(stamps)) is not None:
             return _Leaf(*parts)
     if isinstance(stamps, torch.Tensor):
-        kept = stamps.detach().cpu()
+        if stamps.layout != torch.strided or stamps.is_meta or stamps.is_quantized:
+            kind = str(stamps.layout).removeprefix("torch.")
+            kind = "meta" if stamps.is_meta else "quantized" if stamps.is_quantized else kind
+            raise InputError(
+                f"stamps are a {kind} tensor, which does not hold a number for each pixel; give an "
+                "ordinary one (.to_dense() of a sparse one, .dequantize() of a quantized one)"
+            )
+        kept = stamps.detach().resolve_conj().cpu()
         return _Leaf((kept.float() if kept.dtype == torch.bfloat16 else kept).numpy(), None, None)
     if not isinstance(stamps, list | tuple):
         if not isinstance(stamps, np.ndarray) and not hasattr(stamps, "__array__"):
             raise InputError(
                 f"stamps are a {type(stamps).__name__}; give an array, an NDData, names of FITS "
                 "files, or a list of those"
-                + (": its .data, for example" if hasattr(stamps, "data") else "")
+                + (
+                    ": its .toarray()"
+                    if hasattr(stamps, "toarray")
+                    else ": its .data, for example" * hasattr(stamps, "data")
+                )
             )
         return _Leaf(stamps if isinstance(stamps, np.ndarray) else np.asarray(stamps), None, None)
     if not stamps:

@@ -69,7 +69,13 @@ def as_stamps(raw: np.ndarray, band_names: Sequence[str] | None) -> np.ndarray:
         raw = raw[None]
     if raw.ndim == 3:
         raw = raw[:, None]
-    if raw.ndim != 4 or raw.shape[1] != n_bands or raw.dtype.kind not in "biuf":
+    if raw.dtype.kind not in "biuf":
+        hint = {
+            "c": "; np.abs(stamps) or stamps.real makes them of complex ones",
+            "O": "; lists of different lengths become objects: give a list of arrays of one shape",
+        }.get(raw.dtype.kind, "")
+        raise InputError(f"stamps must be real numbers, got an array of {raw.dtype}{hint}")
+    if raw.ndim != 4 or raw.shape[1] != n_bands:
         bands_last = len(given) > 2 and given[-1] == n_bands and given[-2] > n_bands
         raise InputError(
             f"stamps have shape {given} of {raw.dtype}; {_wanted(n_bands, band_names)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.data.batches import Batch
-from vae_astro.progress import Sparse
+from vae_astro.progress import Sparse, say
 from vae_astro.report.board import log_start, log_state
 from vae_astro.report.full_disk import Curves, save_figure
 from vae_astro.settings import check_int, check_number
@@ -85,7 +84,7 @@ class ProgressLines(LightningBar):
                 shown |= pl_module.shown
             values = [f"{key} {value:.5g}" for key, value in shown.items() if _is_number(value)]
             epoch = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
-            print(", ".join([f"  {epoch}", *values]), file=sys.stderr, flush=True)
+            say(", ".join([f"  {epoch}", *values]))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See Lightning."""

@@ -15,6 +15,7 @@ from vae_astro.collapse.verdict import CollapseVerdict, Explanation
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
 from vae_astro.evaluate.scores import StampTable
+from vae_astro.progress import duration
 
 if TYPE_CHECKING:
     from vae_astro.evaluate.pca_baseline import LabelScores
@@ -119,7 +120,7 @@ def closing_lines(
         os.path.relpath(run_dir.parent) if _is_here(run_dir) else str(run_dir.parent)
     )
     lines = [
-        "",
+        f"trained and judged in {duration(metrics['timing']['seconds_total'])}",
         f"ELBO at beta = 1   {val['elbo_nats']:.1f} nats per stamp "
         f"(reconstruction {val['reconstruction_nats']:.1f}, KL {val['kl_nats']:.2f})",
         f"active units       {collapse['active_units']} of {collapse['latent_dim']}",
@@ -136,6 +137,8 @@ def closing_lines(
         f"best checkpoint    {shown}/checkpoints/best.ckpt",
         f"pictures           {shown}/figures",
         f"next               tensorboard --logdir {above}",
-        f"                   python train.py init_from={shown}   (another run from these weights)",
     ]
+    if collapse["verdict"] != "full":
+        again = f"python train.py init_from={shown}   (another run from these weights)"
+        lines.append(f"{'':{NAME_WIDTH}}{again}")
     return "\n".join(lines)
