@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from vae_astro.collapse.units import FULL_COLLAPSE_NATS
+from vae_astro.report.sheet import shared_stretch, tiled
 
 __all__ = [
     "beside",
@@ -49,14 +50,7 @@ def image_grid(images: np.ndarray, n_columns: int, blank: float = np.nan) -> np.
     ndarray, shape (rows, columns)
         For ``imshow(..., origin="lower")``.
     """
-    n, height, width = images.shape
-    n_rows = -(-n // n_columns)
-    grid = np.full((n_rows * (height + GAP) - GAP, n_columns * (width + GAP) - GAP), blank)
-    for k, image in enumerate(images):
-        row, column = n_rows - 1 - k // n_columns, k % n_columns
-        bottom, left = row * (height + GAP), column * (width + GAP)
-        grid[bottom : bottom + height, left : left + width] = image
-    return grid
+    return tiled(images[:, ::-1], n_columns, blank, gap=GAP)[::-1]
 
 
 def reconstructions(
@@ -81,7 +75,7 @@ def reconstructions(
     axes = figure.subplots(3 * n_bands, 1, squeeze=False)[:, 0]
     for band, name in enumerate(band_names):
         seen = np.where(mask[:, band], image[:, band], np.nan)
-        low, high = _limits(seen)
+        low, high = shared_stretch(seen)
         off_by = np.where(mask[:, band], residual[:, band], np.nan)
         rows = axes[3 * band : 3 * band + 3]
         sky = _show(rows[0], image_grid(seen, n), f"{name}\nstamp", "viridis", low, high)
@@ -108,7 +102,7 @@ def traversals(decoded: np.ndarray, units: Sequence[int], kl_nats: Sequence[floa
         Their mean KL.
     """
     n_units, n_steps = decoded.shape[:2]
-    low, high = _limits(decoded)
+    low, high = shared_stretch(decoded)
     figure = Figure(figsize=(0.9 * n_steps + 1.9, 0.92 * n_units + 0.9), layout="compressed")
     axes = figure.subplots(n_units, 1, squeeze=False)[:, 0]
     for ax, images, unit, kl in zip(axes, decoded, units, kl_nats, strict=True):
@@ -122,7 +116,7 @@ def traversals(decoded: np.ndarray, units: Sequence[int], kl_nats: Sequence[floa
 
 def stamp_sheet(images: np.ndarray, title: str, n_columns: int = 8) -> Figure:
     """A sheet of stamps of one band, (N, H, W), normalised."""
-    low, high = _limits(images)
+    low, high = shared_stretch(images)
     n_rows = -(-len(images) // n_columns)
     figure = Figure(figsize=(0.95 * n_columns + 1.1, 0.95 * n_rows + 0.5), layout="compressed")
     ax = figure.subplots()
@@ -134,7 +128,7 @@ def stamp_sheet(images: np.ndarray, title: str, n_columns: int = 8) -> Figure:
 
 def beside(real: np.ndarray, drawn: np.ndarray, band_name: str, n_columns: int = 8) -> Figure:
     """Real stamps (N, H, W) beside those drawn from the prior, normalised, on one stretch."""
-    low, high = _limits(real)
+    low, high = shared_stretch(real)
     n_rows = -(-max(len(real), len(drawn)) // n_columns)
     figure = Figure(figsize=(1.5 * n_columns, 0.72 * n_rows + 0.7), layout="compressed")
     axes = figure.subplots(1, 2)
@@ -256,12 +250,3 @@ def _show(ax: Axes, grid: np.ndarray, label: str, cmap: str, low: float, high: f
     for spine in ax.spines.values():
         spine.set_visible(False)
     return picture
-
-
-def _limits(images: np.ndarray) -> tuple[float, float]:
-    """One stretch for a figure: all but the faintest and brightest half per cent."""
-    finite = images[np.isfinite(images)]
-    if not finite.size:
-        return 0.0, 1.0
-    low, high = np.percentile(finite, [0.5, 99.5])
-    return float(low), float(high if high > low else low + 1)

@@ -21,6 +21,7 @@ from tensorboard.plugins.projector import ProjectorConfig  # type: ignore[import
 
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.evaluate.properties import measure_properties
+from vae_astro.report.sheet import shared_stretch, tiled
 from vae_astro.vae import VAE
 
 __all__ = ["MOST_STAMPS", "sprite_of", "write_projector"]
@@ -30,8 +31,6 @@ MOST_STAMPS = 1024
 LARGEST_SPRITE = 8192
 """Pixels of TensorBoard's largest picture of all thumbnails, along a side."""
 LARGEST_THUMBNAIL = 48
-STRETCH = (0.5, 99.5)
-"""Percentiles of all pixels that are drawn black and white."""
 PADDING = 255
 """White: the cells of the sprite that no stamp is left for."""
 
@@ -105,12 +104,9 @@ def sprite_of(images: torch.Tensor) -> tuple[np.ndarray, int]:
     n_columns = math.ceil(math.sqrt(len(images)))
     side = min(images.shape[-1], LARGEST_THUMBNAIL, LARGEST_SPRITE // n_columns)
     small = torch.nn.functional.interpolate(images[:, None], size=(side, side), mode="area")[:, 0]
-    low, high = np.percentile(small.numpy(), STRETCH)
-    grey = ((small - low) / max(high - low, 1e-12)).clamp(0, 1).mul(255).byte().numpy()
-    grid = np.full((n_columns * n_columns, side, side), PADDING, np.uint8)
-    grid[: len(grey)] = grey[:, ::-1]
-    sprite = grid.reshape(n_columns, n_columns, side, side).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(sprite.reshape(n_columns * side, n_columns * side)), side
+    low, high = shared_stretch(small.numpy())
+    grey = ((small - low) / (high - low)).clamp(0, 1).mul(255).byte().numpy()
+    return tiled(grey[:, ::-1], n_columns, PADDING, n_rows=n_columns), side
 
 
 def _metadata(

@@ -17,8 +17,9 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from vae_astro.report.compare.rows import Comparison, Row
-from vae_astro.report.compare.table import minutes
+from vae_astro.report.compare.table import time_taken, verdict_in_words
 from vae_astro.report.history import Curve
+from vae_astro.report.words import shortened
 
 __all__ = ["draw_comparison"]
 
@@ -28,7 +29,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST_RUNS = 40
 """Runs drawn at most."""
 LONGEST_NAME = 30
-SYMBOLS = {"none": "● no collapse", "partial": "◐ partial", "full": "○ full collapse"}
+SYMBOLS = {"none": "● ", "partial": "◐ ", "full": "○ "}
+"""Before the words of a verdict."""
 
 
 def draw_comparison(comparison: Comparison) -> Figure:
@@ -119,7 +121,7 @@ def _draw_figures(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
     for k, row in enumerate(rows):
         if row.seconds_total is not None:
             axes[6].text(
-                1.05, k, minutes(row.seconds_total),
+                1.05, k, time_taken(row.seconds_total),
                 transform=axes[6].get_yaxis_transform(), va="center", fontsize=8,
             )  # fmt: skip
     for ax, is_count in zip(axes[2:], (False, True, False, False, True), strict=True):
@@ -149,14 +151,15 @@ def _last_part(name: str) -> str:
 def _draw_names(ax: Axes, rows: Sequence[Row], differences: Sequence[str]) -> None:
     several = len({row.group for row in rows}) > 1
     names = [
-        f"{f'{row.group}  ' if several else ''}{_short(row.run.name)}  {k}\n{special}"
+        f"{f'{row.group}  ' if several else ''}{shortened(row.run.name, LONGEST_NAME)}  {k}\n"
+        f"{special}"
         for k, (row, special) in enumerate(zip(rows, differences, strict=False), 1)
     ]
     ax.set_yticks(range(len(rows)), names, fontsize=8, linespacing=1.25)
     for k, row in enumerate(rows):
         ax.plot([0.02, 0.14], [k, k], lw=2, **_style(k))
         ax.plot(0.08, k, **_marker(k))
-        verdict = SYMBOLS.get(row.verdict or "", "-" if row.is_finished else "not over")
+        verdict = SYMBOLS.get(row.verdict or "", "") + verdict_in_words(row)
         ax.text(0.2, k, verdict, va="center", fontsize=8.5)
     ax.set_xlim(0, 1)
     ax.set_xticks([])
@@ -198,10 +201,6 @@ def _best_of_groups(rows: Sequence[Row]) -> dict[str, float]:
         if row.elbo_nats is not None:
             best[row.group] = max(best.get(row.group, -np.inf), row.elbo_nats)
     return best
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[:12]}…{name[-(LONGEST_NAME - 13) :]}"
 
 
 # -- rate against distortion, curves -------------------------------------------------------------

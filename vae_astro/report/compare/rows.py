@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vae_astro.report.history import Curve, Run
+from vae_astro.report.words import held, known_number
 
 __all__ = ["Comparison", "Row", "compare_runs", "own_beta"]
 
@@ -270,13 +271,7 @@ def _last_words(run: Run) -> str:
 
 def _number(content: Any, name: str) -> float | None:
     """A finite number by its dotted name; None for anything else that may stand there."""
-    for key in name.split("."):
-        if not isinstance(content, Mapping):
-            return None
-        content = content.get(key)
-    if isinstance(content, bool) or not isinstance(content, int | float):
-        return None
-    return content if math.isfinite(content) else None
+    return known_number(held(content, name))
 
 
 def _best_validation(history: Mapping[str, Curve]) -> int | None:

@@ -12,7 +12,8 @@ import yaml
 
 import vae_astro
 from vae_astro.report.history import Run
-from vae_astro.report.page.facts import held, is_collapsed
+from vae_astro.report.page.facts import is_collapsed
+from vae_astro.report.words import held
 
 __all__ = [
     "classes_command", "command", "commands", "outliers_command", "settings_text", "versions",

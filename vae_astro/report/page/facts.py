@@ -14,20 +14,21 @@ import numpy as np
 import pyarrow.compute as pc
 
 from vae_astro.collapse.meaning import WORDS
+from vae_astro.collapse.units import VERDICT_WORDS
 from vae_astro.data.datamodule import StampDataModule
+from vae_astro.progress import duration
 from vae_astro.report.history import Run
+from vae_astro.report.words import held, known_number, number
 
 __all__ = [
     "Table",
     "data_rows",
     "forecast_table",
-    "held",
     "is_collapsed",
     "key_figures",
     "kl_per_unit",
     "labels_table",
     "largest_betas",
-    "number",
     "readable_table",
     "rejects",
     "rescues",
@@ -48,7 +49,6 @@ VERDICTS = {
 CHANGE = "Most useful change"
 """What the explanation calls it."""
 ONLY_NUISANCES = ("bad", "The latent code follows only nuisances")
-SHORT = {"none": "no collapse", "partial": "partial collapse", "full": "full collapse"}
 
 
 @dataclass(frozen=True)
@@ -66,31 +66,6 @@ class Table:
     caption: str
     columns: tuple[str, ...]
     rows: list[list[Any]]
-
-
-def held(source: Mapping[str, Any] | None, *keys: str) -> Any:
-    """An entry of nested mappings; None where any of them is not there."""
-    value: Any = source
-    for key in keys:
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(key)
-    return value
-
-
-def known_number(value: Any) -> float | None:
-    """A finite number, or None for whatever else stands in its place."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value
-
-
-def number(value: Any, form: str = ".3g") -> str:
-    """A number for a person; a dash for what is not known."""
-    if known_number(value) is None:
-        return "–"
-    text = format(value, form).rstrip(".")
-    return text.replace("-", "−") if "e" not in text else text
 
 
 def is_collapsed(run: Run) -> bool:
@@ -179,17 +154,9 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
     speed = held(metrics, "timing", "train_stamps_per_second")
     seconds = known_number(held(metrics, "timing", "seconds_total"))
     if seconds is not None:
-        found.append((_duration(seconds), "in all", f"{number(speed, ',.0f')} stamps a second "
+        found.append((duration(seconds), "in all", f"{number(speed, ',.0f')} stamps a second "
                       "while training"))  # fmt: skip
     return found
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def forecast_table(run: Run) -> Table | None:
@@ -200,8 +167,8 @@ def forecast_table(run: Run) -> Table | None:
     collapse, val = held(run.metrics, "collapse"), held(run.metrics, "val")
     units = "active units of " + number(held(foreseen, "latent_dim"))
     rows: list[list[Any]] = [
-        ["verdict", SHORT.get(str(foreseen.get("verdict")), "–"),
-         SHORT.get(str(held(collapse, "verdict")), "–")],
+        ["verdict", VERDICT_WORDS.get(str(foreseen.get("verdict")), "–"),
+         VERDICT_WORDS.get(str(held(collapse, "verdict")), "–")],
         ["KL, nats per stamp", number(foreseen.get("kl_nats")), number(held(val, "kl_nats"))],
         [units, number(foreseen.get("active_units")), number(held(collapse, "active_units"))],
     ]  # fmt: skip

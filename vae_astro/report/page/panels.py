@@ -16,10 +16,11 @@ from vae_astro.report.callbacks import N_BESIDE, draw_panels
 from vae_astro.report.history import Curve, Run
 from vae_astro.report.odd_stamps import draw_odd_stamps
 from vae_astro.report.page.curves import learning_curves
-from vae_astro.report.page.facts import held, kl_per_unit
+from vae_astro.report.page.facts import kl_per_unit
 from vae_astro.report.page.galleries import Outliers
 from vae_astro.report.page.pictures import Picture, drawing, photograph, stored
 from vae_astro.report.page.stamps import Model
+from vae_astro.report.words import held
 
 __all__ = ["Panels", "draw", "kl_factor"]
 

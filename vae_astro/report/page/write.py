@@ -31,6 +31,7 @@ from vae_astro.report.page.galleries import (
 from vae_astro.report.page.map_section import map_of
 from vae_astro.report.page.panels import draw, kl_factor
 from vae_astro.report.page.stamps import Model, open_model, open_stamps
+from vae_astro.report.words import number
 from vae_astro.settings import check_bool, check_int, check_text
 
 __all__ = ["PageOptions", "options_from", "page_after_run", "write_page"]
@@ -303,7 +304,7 @@ def _template(**context: Any) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["number"] = facts.number
+    environment.filters["number"] = number
 
     def source(name: str) -> str:
         return loader.get_source(environment, name)[0].strip()
