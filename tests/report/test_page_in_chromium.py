@@ -154,6 +154,19 @@ def test_a_phone_scrolls_in_one_direction_only(opened: Any, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_what_is_written_on_a_picture_is_not_shrunk_out_of_sight(opened: Any) -> None:
+    page = opened(viewport={"width": 390, "height": 844}).page
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('figure img')].filter((i) => i.offsetParent)"
+        ".map((i) => [i.width / i.getAttribute('width'), i.closest('.paper').tabIndex,"
+        " i.width > i.closest('.paper').clientWidth])"
+    )
+    assert len(sizes) >= 8
+    for share, tab_index, is_pushed in sizes:
+        assert share >= 0.49
+        assert tab_index == 0 or not is_pushed  # by keyboard as well
+
+
 def test_what_is_printed_has_the_map_and_what_is_folded_in(opened: Any) -> None:
     page = opened().page
     page.emulate_media(media="print")

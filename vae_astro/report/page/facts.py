@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -24,7 +24,6 @@ __all__ = [
     "Table",
     "data_rows",
     "forecast_table",
-    "is_collapsed",
     "key_figures",
     "kl_per_unit",
     "labels_table",
@@ -34,6 +33,7 @@ __all__ = [
     "rescues",
     "units_table",
     "verdict",
+    "why_useless",
 ]  # fmt: skip
 
 MOST_REJECTS = 40
@@ -67,10 +67,19 @@ class Table:
     columns: tuple[str, ...]
     rows: list[list[Any]]
 
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Whether a column holds numbers, some of which may not be known."""
+        columns = [[row[k] for row in self.rows] for k in range(len(self.columns))]
+        return tuple(any(isinstance(value, int | float) for value in each) for each in columns)
 
-def is_collapsed(run: Run) -> bool:
-    """Whether the run was judged and its code says nothing."""
-    return held(run.metrics, "collapse", "verdict") == "full"
+
+def why_useless(run: Run) -> Literal["collapsed", "nuisances"] | None:
+    """What keeps the code of a run that was judged from being used; None where nothing does."""
+    if held(run.metrics, "collapse.verdict") == "full":
+        return "collapsed"
+    alone = held(run.metrics, "collapse.meaning.only_nuisances") is True
+    return "nuisances" if alone else None
 
 
 def verdict(run: Run) -> dict[str, Any]:
@@ -91,7 +100,7 @@ def verdict(run: Run) -> dict[str, Any]:
         f"{active} of {latent_dim} latent units carry information about the stamps, "
         f"{number(kl)} nats ({number(_bits(kl))} bits) per stamp"
     )
-    if found != "full" and held(run.metrics, "collapse", "meaning", "only_nuisances") is True:
+    if why_useless(run) == "nuisances":
         tone, headline = ONLY_NUISANCES
         plainly = (
             f"{said}, but of all that was measured only how a stamp was taken (its sky, bad "
@@ -154,8 +163,8 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
     speed = held(metrics, "timing", "train_stamps_per_second")
     seconds = known_number(held(metrics, "timing", "seconds_total"))
     if seconds is not None:
-        found.append((duration(seconds), "in all", f"{number(speed, ',.0f')} stamps a second "
-                      "while training"))  # fmt: skip
+        found.append((duration(seconds), "for the whole run", f"{number(speed, ',.0f')} stamps "
+                      "a second while training"))  # fmt: skip
     return found
 
 
@@ -195,9 +204,9 @@ def units_table(run: Run) -> Table | None:
         r = held(by_unit.get(k), "correlation")
         state = "active" if k in by_unit else "inactive"
         # without a property, r is the largest of what chance gives
-        shown = (_in_words(follows), r) if follows else (None, None)
-        rows.append([k, nats[k], state, *shown])
-    columns = ("unit", "KL [nats]", "state", "follows", "rank r")
+        shown = (_named(follows), r) if follows else (None, None)
+        rows.append([k, nats[k], *shown, state])
+    columns = ("unit", "KL [nats]", "follows", "r", "state")
     return Table("Latent units, the strongest first", columns, rows)
 
 
@@ -228,8 +237,13 @@ def readable_table(run: Run) -> Table | None:
         return None
     known = {name: known_number(value) for name, value in scores.items()}
     ranked = sorted(known, key=lambda name: -(known[name] or 0.0))
-    rows = [[_in_words(name), known[name]] for name in ranked]
+    rows = [[_named(name), known[name]] for name in ranked]
     return Table("Properties that the code predicts", ("property", "R²"), rows)
+
+
+def _named(name: str) -> str:
+    """A property at the head of a line: ``flux of the source``, ``seeing in g``."""
+    return _in_words(name).removeprefix("the ")
 
 
 def _in_words(name: str) -> str:

@@ -38,9 +38,10 @@ ALTS = {
 }
 CAPTIONS = {
     "reconstructions": "Validation stamps, normalised as the network sees them; residuals in units "
-    "of the pixel noise: what is left should look like noise between −3 and 3.",
-    "traversals": "What each unit changes on one stamp, the unit with the largest KL first. A "
-    "unit that changes nothing says nothing.",
+    "of the pixel noise: what is left should look like noise between −3 and 3. Bad pixels "
+    "are blank.",
+    "traversals": "What each unit changes on one stamp, the unit with the largest KL first; the "
+    "codes of most stamps lie between −2 and 2. A unit that changes nothing says nothing.",
     "prior_samples": "Real stamps have noise; those from the prior are expected pixels, without "
     "it. A prior that the codes fill gives stamps that could be real.",
     "kl_per_unit": "A row that goes dark is a unit that is switched off.",
