@@ -17,6 +17,7 @@ from tensorboard.plugins.hparams import (  # type: ignore[import-untyped]
 
 from vae_astro.collapse.forecast import Forecast
 from vae_astro.collapse.monitor import CollapseMonitor
+from vae_astro.collapse.units import VERDICT_WORDS
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.report.full_disk import Curves
 from vae_astro.report.words import held
@@ -177,7 +178,8 @@ def log_hyperparameters(
     """
     chosen = {name: _chosen(settings, name, kind) for name, kind in SETTINGS.items()}
     known = {name: value for name, value in chosen.items() if value is not None}
-    known["verdict"] = str(metrics["collapse"]["verdict"])
+    verdict = str(metrics["collapse"]["verdict"])
+    known["verdict"] = VERDICT_WORDS.get(verdict, verdict)
     kinds = {**SETTINGS, "verdict": str}
     final = {f"final/{name}": held(metrics, place) for name, (place, _) in FIGURES.items()}
     columns = api_pb2.Experiment(

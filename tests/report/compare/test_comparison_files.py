@@ -77,7 +77,7 @@ def test_times_are_told_in_the_unit_that_fits(seconds: float | None, text: str) 
 def test_the_picture_labels_each_run_with_its_beta_and_joins_a_sweep(comparison) -> None:
     figure = draw_comparison(comparison)
     panel = next(ax for ax in figure.axes if ax.get_xlabel() == "rate: KL [nats]")
-    assert {text.get_text() for text in panel.texts} == {"β=0.5", "β=2"}
+    assert [text.get_text() for text in panel.texts] == ["β=0.5, β=2"]  # they lie on each other
     joined = [line for line in panel.lines if len(line.get_xdata()) == 2]
     assert len(joined) == 1
 

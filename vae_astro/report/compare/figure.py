@@ -7,7 +7,7 @@ Okabe & Ito (2008), which colour-blind readers tell apart; the dash changes wher
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST_RUNS = 40
 """Runs drawn at most."""
 LONGEST_NAME = 30
+LABEL = (0.16, 0.045)
+"""Share of a panel that a label takes, in width and height."""
 SYMBOLS = {"none": "● ", "partial": "◐ ", "full": "○ "}
 """Before the words of a verdict."""
 
@@ -224,18 +226,38 @@ def _draw_rate_distortion(ax: Axes, comparison: Comparison, rows: Sequence[Row])
         ax.plot(*zip(*joined, strict=True), color="0.6", lw=1.2, zorder=1)
     for k, (rate, distortion) in points.items():
         ax.plot(rate, distortion, **_marker(k))
-        beta = rows[k].beta
-        label = str(k + 1) if beta is None else f"β={beta:.4g}"
-        ax.annotate(label, (rate, distortion), xytext=(6, 5), textcoords="offset points",
+    ax.margins(0.18)
+    for (x, y), labels in _labels_apart(ax, points, rows).items():
+        ax.annotate(", ".join(labels), (x, y), xytext=(6, 5), textcoords="offset points",
                     fontsize=8)  # fmt: skip
     if not points:
         _say_none(ax)
-    ax.margins(0.18)
     ax.set_xlabel("rate: KL [nats]", fontsize=9)
     above = " above the lowest of the group" if several else ""
     ax.set_ylabel(f"distortion: - reconstruction{above} [nats]", fontsize=9)
     ax.set_title("rate and distortion, each run at its own beta", fontsize=9)
     ax.tick_params(labelsize=8)
+
+
+def _labels_apart(
+    ax: Axes, points: Mapping[int, tuple[float, float]], rows: Sequence[Row]
+) -> dict[tuple[float, float], list[str]]:
+    """Where a label goes, and of which runs: those that would lie on each other share one."""
+    if not points:
+        return {}
+    width, height = np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim())
+    placed: dict[tuple[float, float], list[str]] = {}
+    for k, (x, y) in sorted(points.items(), key=lambda kp: rows[kp[0]].beta or 0.0):
+        beta = rows[k].beta
+        label = str(k + 1) if beta is None else f"β={beta:.4g}"
+        near = (
+            at for at in placed
+            if abs(at[0] - x) < LABEL[0] * width and abs(at[1] - y) < LABEL[1] * height
+        )  # fmt: skip
+        labels = placed.setdefault(next(near, (x, y)), [])
+        if label not in labels:
+            labels.append(label)
+    return placed
 
 
 def _draw_curves(

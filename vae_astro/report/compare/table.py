@@ -107,6 +107,7 @@ def _by_run(comparison: Comparison, shown: dict[str, list[Any]]) -> str:
         values = (
             f"{name}={shortened(_value(column[k]), LONGEST_VALUE)}"
             for name, column in shown.items()
+            if column[k] is not None
         )
         lines.append(f"{k + 1:>3} {' '.join(values)}")
     return "\n".join(lines)
