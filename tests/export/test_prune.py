@@ -162,8 +162,8 @@ def test_units_that_move_a_class_only_together_stay() -> None:
         prior.raw_log_vars[:] = prior.raw_log_vars[0, 0]
         prior.means[:] = 0
         prior.means[:, 1:3] = CONSTANT
-        prior.means[0, 1:3] += 0.03  # of a variance that makes each of them move less than 0.001
         variance = float(prior.log_vars[0, 1].exp())
+        # 0.0035 nats a unit: each moves a probability by 0.0008, both by 0.0016
         prior.means[0, 1:3] = CONSTANT + (2 * variance * 0.0035) ** 0.5
     result = prune(vae, [stamps])
     assert [unit.pruned for unit in result.units[1:3]].count(True) == 1
@@ -184,7 +184,7 @@ def test_a_pruned_model_that_says_something_else_is_refused(
         return wrong
 
     monkeypatch.setattr(pruning, "_without", faulty)
-    with pytest.raises(InputError, match="pixels of the pruned model differ .* prune=false"):
+    with pytest.raises(InputError, match=r"pixels of the pruned model differ .* prune=false"):
         prune(vae, [images(vae.normalizer)])
 
 

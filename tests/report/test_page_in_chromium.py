@@ -66,9 +66,9 @@ def test_page_loads_without_an_error_or_a_request_and_every_picture_is_there(ope
     assert [url for url in seen.asked if not url.startswith(("file:", "data:"))] == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_to_object_to(opened: Any, scheme: str) -> None:
-    page = opened(color_scheme=scheme).page
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 320)])
+def test_axe_finds_nothing_to_object_to(opened: Any, scheme: str, width: int) -> None:
+    page = opened(color_scheme=scheme, viewport={"width": width, "height": 800}).page
     found = axe.Axe().run(page, options=RULES).response["violations"]
     assert [(each["id"], each["nodes"][0]["html"][:200]) for each in found] == []
 
