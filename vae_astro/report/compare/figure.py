@@ -29,8 +29,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST_RUNS = 40
 """Runs drawn at most."""
 LONGEST_NAME = 30
-LABEL = (0.16, 0.045)
-"""Share of a panel that a label takes, in width and height."""
+LABEL = (0.05, 0.04)
+"""Share of a panel, in width and height, within which markers lie on each other."""
 SYMBOLS = {"none": "● ", "partial": "◐ ", "full": "○ "}
 """Before the words of a verdict."""
 
