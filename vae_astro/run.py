@@ -165,10 +165,11 @@ def train(settings: dict[str, Any], run_dir: Path) -> RunResult:
         log.warning("the best checkpoint is of the warm-up: its prior is still a unit Gaussian")
     from vae_astro.report.judgement import judge_run  # scikit-learn: not before it is needed
 
-    shown = next(iter(datamodule.in_order(datamodule.val_rows[: attempt.panels.n_held])))
-    attempt.panels.draw_last(trainer, vae, shown, run_dir / "figures")
     circumstances = _circumstances(fitted, best, datamodule)
     judgement = judge_run(vae, datamodule, datamodule.labels, fitted.foreseen, circumstances)
+    shown = next(iter(datamodule.in_order(datamodule.val_rows[: attempt.panels.n_held])))
+    kl_per_unit_nats = judgement.verdict.kl_per_unit_nats
+    attempt.panels.draw_last(trainer, vae, shown, run_dir / "figures", kl_per_unit_nats)
     metrics = judgement.metrics
     metrics["collapse"] |= attempt.monitor.summary()
     metrics["timing"] = {"seconds_total": time.perf_counter() - began, **fitted.pace.as_dict()}

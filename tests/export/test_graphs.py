@@ -90,6 +90,32 @@ def test_programs_and_onnx_agree_with_embed_on_raw_stamps(tmp_path: Path) -> Non
     check_programs(tiny_vae("linear"), tmp_path)
 
 
+def test_the_axis_of_the_stamps_is_called_batch_in_onnx(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    vae = tiny_vae("linear")
+    write_onnx(Programs.of(vae), tmp_path)
+    for part in ("encoder", "decoder"):
+        model = onnx.load(tmp_path / f"{part}.onnx")
+        onnx.checker.check_model(model, full_check=True)
+        graph = model.graph
+        named = {}
+        for value in (*graph.input, *graph.output):
+            dims = value.type.tensor_type.shape.dim
+            named[value.name] = [dim.dim_param or dim.dim_value for dim in dims]
+        shape = list(vae.stamp_shape)
+        assert named == {
+            "encoder": {"stamps": ["batch", *shape], "latent_mean": ["batch", 4],
+                        "latent_log_var": ["batch", 4]},
+            "decoder": {"z": ["batch", 4], "location": ["batch", *shape]},
+        }[part]  # fmt: skip
+        inner = {
+            dim.dim_param for value in graph.value_info
+            for dim in value.type.tensor_type.shape.dim if dim.dim_param
+        }  # fmt: skip
+        assert not {name for name in inner if name.startswith("s") and name[1:].isdecimal()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "prior", "normalize"), CASES)
 def test_programs_and_onnx_agree_for_every_model_prior_and_stretch(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from vae_astro.errors import InputError
 from vae_astro.export import load_safetensors, prune, save_safetensors
 from vae_astro.model.priors import MixturePrior, VampPrior
 from vae_astro.vae import VAE
+
+pruning = importlib.import_module("vae_astro.export.prune")  # prune itself is a function
 
 CONSTANT = 0.7
 """What a silenced unit says of every stamp: not 0, or a decoder that forgets it would pass."""
@@ -111,6 +115,77 @@ def test_one_unit_of_each_kind_stays(model: str, silent: range, left: list[int])
     for unit in silent:
         silence(vae, model, unit)
     assert prune(vae, [images(vae.normalizer)]).kept == left
+
+
+def nearly_silent(vae: VAE, unit: int, stamps: torch.Tensor, std: float) -> None:
+    """A unit of a linear encoder whose mean varies by so little over the stamps."""
+    head = vae.network.encoder.mean
+    with torch.no_grad():
+        spread = vae.network.encode(stamps).mean[:, unit].std(correction=0)
+        head.weight[unit] *= std / spread  # type: ignore[union-attr,operator]
+
+
+def test_units_that_are_inactive_one_by_one_stay_where_together_they_would_move_a_picture() -> None:
+    vae = tiny_vae("linear")
+    stamps = images(vae.normalizer)
+    decoder = vae.network.decoder.location
+    for unit in (1, 2, 3):
+        nearly_silent(vae, unit, stamps, 0.05)
+        with torch.no_grad():  # the same picture three times; the codes go together
+            vae.network.encoder.mean.weight[unit] = vae.network.encoder.mean.weight[1]
+            decoder.weight[:, unit] = decoder.weight[:, 1]
+    with torch.no_grad():
+        residual = float((stamps - vae.decode(vae.network.encode(stamps).mean)).square().mean())
+        code = vae.network.encode(stamps).mean[:, 1]
+        moved = float(
+            (code - code.mean()).abs().max() * decoder.weight[:, 1].square().mean().sqrt()
+        )
+        decoder.weight[:, 1:] *= 0.045 * residual**0.5 / moved  # 4.5 % alone, 13.5 % together
+    result = prune(vae, [stamps])
+    assert all(unit.variance < 0.01 for unit in result.units[1:])
+    assert sum(unit.pruned for unit in result.units) == 2
+    assert result.share_of_residual <= 0.1
+    (stays,) = (unit for unit in result.units[1:] if not unit.pruned)
+    assert "together with the others" in stays.reason
+    assert "a reconstruction" in stays.reason
+    assert "% of what it misses its stamp by (10 % allowed)" in str(result)
+
+
+def test_units_that_move_a_class_only_together_stay() -> None:
+    vae = tiny_vae("linear", "mixture")
+    stamps = images(vae.normalizer)
+    for unit in (1, 2):
+        silence(vae, "linear", unit)
+    prior = vae.prior
+    assert isinstance(prior, MixturePrior)
+    with torch.no_grad():
+        prior.raw_log_vars[:] = prior.raw_log_vars[0, 0]
+        prior.means[:] = 0
+        prior.means[:, 1:3] = CONSTANT
+        variance = float(prior.log_vars[0, 1].exp())
+        # 0.0035 nats a unit: each moves a probability by 0.0008, both by 0.0016
+        prior.means[0, 1:3] = CONSTANT + (2 * variance * 0.0035) ** 0.5
+    result = prune(vae, [stamps])
+    assert [unit.pruned for unit in result.units[1:3]].count(True) == 1
+    assert any("would move classes" in unit.reason for unit in result.units)
+
+
+def test_a_pruned_model_that_says_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vae = tiny_vae("linear")
+    silence(vae, "linear", 1)
+    cut = pruning._without
+
+    def faulty(*args: Any) -> VAE:
+        wrong = cut(*args)
+        with torch.no_grad():
+            wrong.network.decoder.location.bias += 0.1  # type: ignore[union-attr,operator]
+        return wrong
+
+    monkeypatch.setattr(pruning, "_without", faulty)
+    with pytest.raises(InputError, match=r"pixels of the pruned model differ .* prune=false"):
+        prune(vae, [images(vae.normalizer)])
 
 
 def test_a_model_whose_units_are_all_active_is_given_back() -> None:

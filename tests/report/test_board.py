@@ -89,7 +89,7 @@ def test_the_table_has_the_run_s_settings_and_figures(events: EventAccumulator) 
     )
     assert begun.hparams["model.name"].string_value == "linear"
     assert begun.hparams["beta.end"].number_value == 0.5  # of a schedule that does not move
-    assert begun.hparams["verdict"].string_value == "partial"
+    assert begun.hparams["verdict"].string_value == "partial collapse"
     assert "model.width" not in begun.hparams
     assert events.Scalars("final/elbo_nats")[0].value == -321.5
 

@@ -142,7 +142,7 @@ def test_settings_versions_and_commands_are_there(run_dir: Path, page: str) -> N
     assert "python train.py" in settings
     assert metadata.version("torch") in settings
     commands = html.unescape(section(page, "next"))
-    for word in ("train.py 'resume=", "'init_from=", "scripts/report.py 'run="):
+    for word in ("train.py 'resume=", "scripts/report.py 'run="):
         assert word in commands
 
 
@@ -297,6 +297,7 @@ def test_a_collapsed_code_is_not_offered_for_use(run_dir: Path, tmp_path: Path) 
     page = write_page(folder).read_text("utf-8")
     assert "checkpoint=" not in "".join(section(page, s) for s in ("classes", "outliers", "next"))
     assert "force=true" in section(page, "next")
+    assert "This run again, which changes its settings itself" in section(page, "next")
     assert "lie together" not in section(page, "map")
     assert "This code has collapsed" in section(page, "map")
 
@@ -329,7 +330,8 @@ def test_a_unit_that_follows_nothing_has_no_correlation(tmp_path: Path) -> None:
     collapse = {"verdict": "none", "kl_per_unit_nats": [2.0, 1.0], "meaning": {"units": units}}
     table = units_table(told(tmp_path, collapse))
     assert table is not None
-    assert [row[-1] for row in table.rows] == [None, 0.9]
+    assert [row[3] for row in table.rows] == [None, 0.9]
+    assert table.numeric == (True, True, False, True, False)
 
 
 def test_the_end_of_a_run_is_when_its_last_value_was_logged(run_dir: Path, tmp_path: Path) -> None:

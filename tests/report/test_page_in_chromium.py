@@ -66,9 +66,9 @@ def test_page_loads_without_an_error_or_a_request_and_every_picture_is_there(ope
     assert [url for url in seen.asked if not url.startswith(("file:", "data:"))] == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_to_object_to(opened: Any, scheme: str) -> None:
-    page = opened(color_scheme=scheme).page
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 320)])
+def test_axe_finds_nothing_to_object_to(opened: Any, scheme: str, width: int) -> None:
+    page = opened(color_scheme=scheme, viewport={"width": width, "height": 800}).page
     found = axe.Axe().run(page, options=RULES).response["violations"]
     assert [(each["id"], each["nodes"][0]["html"][:200]) for each in found] == []
 
@@ -152,6 +152,19 @@ def test_without_javascript_the_essentials_are_there(opened: Any) -> None:
 def test_a_phone_scrolls_in_one_direction_only(opened: Any, width: int) -> None:
     page = opened(viewport={"width": width, "height": 844}).page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_what_is_written_on_a_picture_is_not_shrunk_out_of_sight(opened: Any) -> None:
+    page = opened(viewport={"width": 390, "height": 844}).page
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('figure img')].filter((i) => i.offsetParent)"
+        ".map((i) => [i.width / i.getAttribute('width'), i.closest('.paper').tabIndex,"
+        " i.width > i.closest('.paper').clientWidth])"
+    )
+    assert len(sizes) >= 8
+    for share, tab_index, is_pushed in sizes:
+        assert share >= 0.49
+        assert tab_index == 0 or not is_pushed  # by keyboard as well
 
 
 def test_what_is_printed_has_the_map_and_what_is_folded_in(opened: Any) -> None:

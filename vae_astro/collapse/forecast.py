@@ -25,7 +25,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from vae_astro.collapse.spectrum import Spectrum, measure_spectrum
-from vae_astro.collapse.units import Verdict, verdict_of
+from vae_astro.collapse.units import VERDICT_WORDS, Verdict, verdict_of
 from vae_astro.data.batches import Batch
 from vae_astro.errors import InputError
 from vae_astro.model.likelihoods import Likelihood
@@ -168,11 +168,8 @@ class Forecast:
     def lines(self) -> tuple[str, str]:
         """Two lines for a person."""
         end, room = self.end, self.largest_beta_for
-        told = {
-            "none": "no collapse",
-            "partial": "partial collapse",
-            "full": "full collapse, whatever the network",
-        }[end.verdict]
+        told = VERDICT_WORDS[end.verdict]
+        told += ", whatever the network" if end.verdict == "full" else ""
         compared = f"largest eigenvalue {end.largest_eigenvalue:.3g}, threshold {end.threshold:.3g}"
         kept = ", ".join(f"{n}: {beta:.3g}" for n, beta in room.items())
         return (

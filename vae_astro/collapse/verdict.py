@@ -14,7 +14,7 @@ import numpy as np
 
 from vae_astro.collapse.forecast import Forecast, outlook
 from vae_astro.collapse.meaning import CodeMeaning
-from vae_astro.collapse.units import ACTIVE_VARIANCE, Verdict, verdict_of
+from vae_astro.collapse.units import ACTIVE_VARIANCE, VERDICT_WORDS, Verdict, verdict_of
 from vae_astro.errors import InputError
 from vae_astro.objective.beta import RatePenalty
 
@@ -211,7 +211,7 @@ def _compare(verdict: CollapseVerdict, foreseen: Forecast, run: Circumstances) -
     if not np.isfinite(end.kl_nats):
         return "Without a weight on the KL nothing was forecast of it."
     told = (
-        f"Forecast before training: {_WORDS[end.verdict]}, {end.kl_nats:.3g} nats in "
+        f"Forecast before training: {VERDICT_WORDS[end.verdict]}, {end.kl_nats:.3g} nats in "
         f"{end.active_units} {'unit' if end.active_units == 1 else 'units'}"
     )
     if run.beta_moves:
@@ -287,9 +287,6 @@ def _too_heavy(foreseen: Forecast, run: Circumstances) -> tuple[str, str]:
         )
     key = "beta.value" if foreseen.lowest.beta == end.beta else "beta.end"
     return f"{cause}.", f"a lower final beta, {key}={_round_down(room / 2)}"
-
-
-_WORDS = {"none": "no collapse", "partial": "partial collapse", "full": "full collapse"}
 
 
 def _round_down(value: float) -> str:

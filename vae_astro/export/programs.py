@@ -27,6 +27,7 @@ AGREEMENT = 1e-4
 """What outputs may differ by from the model's own; relative, where they are larger than 1."""
 OPSET = 20
 """Of ONNX; onnxruntime reads it from 1.17 on."""
+BATCH = "batch"
 OUTPUTS = {"encoder": ("latent_mean", "latent_log_var"), "decoder": ("location",)}
 INPUTS = {"encoder": "stamps", "decoder": "z"}
 ELSEWHERE = {
@@ -80,7 +81,7 @@ class Programs:
         """
         for part, module, given in self.modules():
             with cannot_express(target, part), torch.no_grad(), _quiet():
-                shapes = ({0: Dim("batch", min=1)},)
+                shapes = ({0: Dim(BATCH, min=1)},)
                 program = torch.export.export(module, (given,), dynamic_shapes=shapes)
             yield part, program
 
@@ -161,6 +162,7 @@ def write_onnx(programs: Programs, folder: Path) -> list[str]:
                 output_names=list(OUTPUTS[part]),
             )
             made.model.metadata_props["vae_astro"] = about
+            _name_the_batch(made.model)
             made.save(path, external_data=False)
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
@@ -170,6 +172,25 @@ def write_onnx(programs: Programs, folder: Path) -> list[str]:
         programs.compare("onnx", part, run)
         names.append(path.name)
     return names
+
+
+def _name_the_batch(model: Any) -> None:
+    """Call the first axis of what goes in and comes out ``batch``, as others look for it.
+
+    The tracer invents a symbol for it (``s86``). It is renamed wherever it stands, or the graph
+    would have two names for one axis.
+    """
+    from onnxscript import ir
+
+    (symbol,) = {str(value.shape[0]) for value in model.graph.inputs}
+    for value in [*model.graph.inputs, *model.graph.outputs, *_values(model.graph)]:
+        if value.shape is not None:
+            dims = [ir.SymbolicDim(BATCH) if str(dim) == symbol else dim for dim in value.shape]
+            value.shape = ir.Shape(dims)
+
+
+def _values(graph: Any) -> Iterator[Any]:
+    return (value for node in graph for value in node.outputs)
 
 
 @contextmanager

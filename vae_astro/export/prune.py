@@ -4,13 +4,19 @@ An inactive unit has the same posterior mean for every stamp. Its mean is put in
 where the decoder is linear in the code, :math:`b \\to b + W_{:,i} c_i`, its column and its rows in
 the encoder's heads go, and the prior becomes that of the units that stay (the exact marginal). The
 decoder is then bit for bit linear algebra of what it was at :math:`z_i = c_i`.
+
+Units are judged one by one, and the model by all of them together: many that vary by next to
+nothing may move a picture that none of them moves alone, or a class of a mixture. What would is put
+back, and the finished model is compared with the whole one.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,6 +32,12 @@ __all__ = ["PrunedUnit", "Pruning", "prune"]
 
 CLASS_CHANGE = 1e-3
 """Probability of a class of a mixture that pruning may move; a unit that moves more stays."""
+TOLERANCE = 0.1
+"""Most that a reconstruction may move by, in root mean squares of what it misses the stamps by: it
+then fits them as well as before, to a per cent of chi-squared."""
+AGREEMENT = 1e-4
+"""What the finished model may differ by from the whole one at the constants; relative above 1."""
+PUT_BACK = "inactive, but together with the others that go it would move {} by too much"
 BATCH = 256
 
 
@@ -68,12 +80,16 @@ class Pruning:
         That they were judged by.
     largest_change : float
         Of any pixel of any of these stamps' reconstructions, in normalised units.
+    share_of_residual : float
+        Root mean square of the change of the most changed reconstruction, over that of what the
+        reconstructions miss the stamps by. At most `TOLERANCE`.
     """
 
     vae: VAE
     units: tuple[PrunedUnit, ...]
     n_stamps: int
     largest_change: float
+    share_of_residual: float = 0.0
 
     @property
     def kept(self) -> list[int]:
@@ -90,7 +106,9 @@ class Pruning:
         n_pruned = len(self.units) - len(self.kept)
         lines.append(
             f"{n_pruned} of {len(self.units)} units pruned; over {self.n_stamps} stamps no pixel "
-            f"of a reconstruction moved by more than {self.largest_change:.2g} (normalised)"
+            f"of a reconstruction moved by more than {self.largest_change:.2g} (normalised), and "
+            f"no reconstruction by more than {100 * self.share_of_residual:.2g} % of what it "
+            f"misses its stamp by ({100 * TOLERANCE:.0f} % allowed)"
         )
         return "\n".join(lines)
 
@@ -113,13 +131,15 @@ def prune(vae: VAE, images: Iterable[Tensor], active_variance: float = ACTIVE_VA
     Raises
     ------
     InputError
-        Fewer than two stamps, or posteriors that are not finite.
+        Fewer than two stamps, posteriors that are not finite, or a pruned model that does not say
+        what the whole one says.
 
     Notes
     -----
     At least one unit stays. Units that have a meaning of their own in a decoder (the pose of
     ``model.pose``; flux and background of ``model=rings``) stay, and so do units in which the
     components of a mixture prior tell classes apart. ``prior=vamp`` is pruned with its encoder.
+    Of units that are inactive one by one, but not all together, those that move most stay.
     """
     vae = vae.eval()
     held = [part for image in images for part in image.to(vae.device).split(BATCH)]
@@ -134,7 +154,10 @@ def prune(vae: VAE, images: Iterable[Tensor], active_variance: float = ACTIVE_VA
     center, variance = means.mean(0), means.var(0, correction=0)
     variance = variance / vae.prior.unit_std().double().cpu().square()
     places = places_of(vae)
-    reasons = _reasons(vae, variance, active_variance, places, means)
+    whole = _Whole(vae, means.float(), center.float(), held)
+    reasons = _reasons(whole, variance, active_variance, places)
+    for unit, what in _put_back(whole, [k for k, (goes, _) in enumerate(reasons) if goes]).items():
+        reasons[unit] = (False, PUT_BACK.format(what))
     removed = [unit for unit, (goes, _) in enumerate(reasons) if goes]
     units = tuple(
         PrunedUnit(unit, float(center[unit]), float(variance[unit]), float(kl[unit]), goes, why)
@@ -143,16 +166,112 @@ def prune(vae: VAE, images: Iterable[Tensor], active_variance: float = ACTIVE_VA
     if not removed:
         return Pruning(vae, units, n_stamps, 0.0)
     pruned = _without(vae, removed, center, places)
-    change = max(float((_drawn(vae, image) - _drawn(pruned, image)).abs().max()) for image in held)
-    return Pruning(pruned, units, n_stamps, change)
+    _refuse_other(whole, pruned, removed)
+    largest, share = whole.change_without(removed)
+    return Pruning(pruned, units, n_stamps, largest, share)
 
 
-def _drawn(vae: VAE, image: Tensor) -> Tensor:
-    return vae.decode(vae.network.encode(image).mean)
+@dataclass(frozen=True)
+class _Whole:
+    """The model before, and the stamps that it is judged by.
+
+    Attributes
+    ----------
+    vae : VAE
+    means : Tensor, shape (N, Z), float32
+        Posterior means of all stamps.
+    center : Tensor, shape (Z,)
+        What stands for a unit that goes.
+    held : list of Tensor, shape (B, C, H, W)
+        Normalised stamps.
+    """
+
+    vae: VAE
+    means: Tensor
+    center: Tensor
+    held: list[Tensor]
+
+    def codes(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Stamps and their codes (B, Z), batch by batch."""
+        codes = self.means.to(self.vae.device).split([len(image) for image in self.held])
+        return zip(self.held, codes, strict=True)
+
+    def at_center(self, z: Tensor, removed: Sequence[int]) -> Tensor:
+        """Codes with the constants in place of the units that go."""
+        z = z.clone()
+        z[:, list(removed)] = self.center[list(removed)].to(z.device)
+        return z
+
+    def change_without(self, removed: Sequence[int], few: bool = False) -> tuple[float, float]:
+        """Largest change of a pixel, and `Pruning.share_of_residual`; of one batch with ``few``."""
+        largest, most, square, n = 0.0, 0.0, 0.0, 0
+        for image, z in islice(self.codes(), 1 if few else None):
+            before = self.vae.decode(z)
+            change = self.vae.decode(self.at_center(z, removed)) - before
+            largest = max(largest, float(change.abs().max()))
+            most = max(most, float(change.square().flatten(1).mean(1).max()))
+            square += float((image - before).square().sum())
+            n += image.numel()
+        return largest, math.sqrt(most / max(square / n, 1e-30))
+
+    def class_change_without(self, removed: Sequence[int]) -> float:
+        """Most that a probability of a class of a mixture moves; 0 without one."""
+        prior = self.vae.prior
+        if not isinstance(prior, MixturePrior) or not prior.started:
+            return 0.0
+        clustered = prior.clustered.tolist()
+        columns = [clustered.index(unit) for unit in removed if unit in clustered]
+        if not columns:
+            return 0.0
+        z = self.means.to(self.vae.device)
+        log_var = prior.log_vars[:, columns]
+        deviation = z[:, None, [clustered[k] for k in columns]] - prior.means[:, columns]
+        of_units = -0.5 * (deviation.square() * torch.exp(-log_var) + log_var).sum(-1)
+        with_them = prior.responsibilities(z)
+        without = torch.softmax(with_them.clamp(min=1e-30).log() - of_units, dim=1)
+        return float((with_them - without).abs().max())
+
+
+def _put_back(whole: _Whole, removed: Sequence[int]) -> dict[int, str]:
+    """Units that stay after all, and what they would move with the others: as few as will do."""
+    back: dict[int, str] = {}
+    for what, excess, alone in (
+        ("classes", lambda units: whole.class_change_without(units) > CLASS_CHANGE,
+         lambda unit: whole.class_change_without([unit])),
+        ("a reconstruction", lambda units: whole.change_without(units)[1] > TOLERANCE,
+         lambda unit: whole.change_without([unit], few=True)[1]),
+    ):  # fmt: skip
+        left = [unit for unit in removed if unit not in back]
+        if not left or not excess(left):
+            continue
+        ranked = sorted(left, key=alone)  # who moves most comes back first
+        goes, stays = 0, len(ranked)  # so many can go; so many cannot
+        while stays - goes > 1:
+            middle = (goes + stays) // 2
+            goes, stays = (goes, middle) if excess(ranked[:middle]) else (middle, stays)
+        back |= dict.fromkeys(ranked[goes:], what)
+    return back
+
+
+def _refuse_other(whole: _Whole, pruned: VAE, removed: Sequence[int]) -> None:
+    """Refuse a model that says anything else than the whole one at the constants."""
+    kept = [unit for unit in range(whole.means.shape[1]) if unit not in removed]
+    for image, z in whole.codes():
+        theirs = pruned.network.encode(image).mean
+        for what, ours, other in (
+            ("codes", z[:, kept], theirs),
+            ("pixels", whole.vae.decode(whole.at_center(z, removed)), pruned.decode(theirs)),
+        ):
+            far = float(((ours - other).abs() / ours.abs().clamp(min=1)).max())
+            if not far <= AGREEMENT:
+                raise InputError(
+                    f"prune=true: {what} of the pruned model differ from those of the whole one "
+                    f"by {far:.2g}, and {AGREEMENT:g} is allowed; export it with prune=false"
+                )
 
 
 def _reasons(
-    vae: VAE, variance: Tensor, limit: float, places: Places, means: Tensor
+    whole: _Whole, variance: Tensor, limit: float, places: Places
 ) -> list[tuple[bool, str]]:
     """For each unit whether it goes, and why."""
     found = []
@@ -161,7 +280,7 @@ def _reasons(
             found.append((False, places.fixed[unit]))
         elif seen > limit:
             found.append((False, "active"))
-        elif _moves_classes(vae, unit, means):
+        elif whole.class_change_without([unit]) > CLASS_CHANGE:
             found.append((False, "the components of prior=mixture differ in it"))
         else:
             found.append((True, "inactive"))
@@ -169,24 +288,6 @@ def _reasons(
         if all(found[unit][0] for unit in group):
             found[group[0]] = (False, "one unit has to stay")
     return found
-
-
-def _moves_classes(vae: VAE, unit: int, means: Tensor) -> bool:
-    """Whether a class of a mixture is another one without this unit."""
-    prior = vae.prior
-    if not isinstance(prior, MixturePrior) or not prior.started:
-        return False
-    clustered = prior.clustered.tolist()
-    if unit not in clustered:
-        return False
-    z = means.float().to(vae.device)
-    column = clustered.index(unit)
-    deviation = z[:, unit, None] - prior.means[:, column]
-    log_var = prior.log_vars[:, column]
-    of_unit = -0.5 * (deviation.square() * torch.exp(-log_var) + log_var)
-    with_it = prior.responsibilities(z)
-    without = torch.softmax(with_it.clamp(min=1e-30).log() - of_unit, dim=1)
-    return bool((with_it - without).abs().max() > CLASS_CHANGE)
 
 
 def _without(vae: VAE, removed: Sequence[int], center: Tensor, places: Places) -> VAE:

@@ -17,8 +17,10 @@ from tensorboard.plugins.hparams import (  # type: ignore[import-untyped]
 
 from vae_astro.collapse.forecast import Forecast
 from vae_astro.collapse.monitor import CollapseMonitor
+from vae_astro.collapse.units import VERDICT_WORDS
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.report.full_disk import Curves
+from vae_astro.report.words import held
 from vae_astro.vae import VAE
 
 __all__ = ["curves_of", "log_end", "log_hyperparameters", "log_start", "log_state"]
@@ -176,9 +178,10 @@ def log_hyperparameters(
     """
     chosen = {name: _chosen(settings, name, kind) for name, kind in SETTINGS.items()}
     known = {name: value for name, value in chosen.items() if value is not None}
-    known["verdict"] = str(metrics["collapse"]["verdict"])
+    verdict = str(metrics["collapse"]["verdict"])
+    known["verdict"] = VERDICT_WORDS.get(verdict, verdict)
     kinds = {**SETTINGS, "verdict": str}
-    final = {f"final/{name}": _at(metrics, place) for name, (place, _) in FIGURES.items()}
+    final = {f"final/{name}": held(metrics, place) for name, (place, _) in FIGURES.items()}
     columns = api_pb2.Experiment(
         hparam_infos=[
             api_pb2.HParamInfo(
@@ -200,7 +203,7 @@ def log_hyperparameters(
         else:
             begun.hparams[name].number_value = value
     ended = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
-    begun.start_time_secs = ended.end_time_secs - (_at(metrics, "timing.seconds_total") or 0.0)
+    begun.start_time_secs = ended.end_time_secs - (held(metrics, "timing.seconds_total") or 0.0)
     summaries = [
         _summary(metadata.EXPERIMENT_TAG, experiment=columns),
         _summary(metadata.SESSION_START_INFO_TAG, session_start_info=begun),
@@ -223,16 +226,7 @@ def _summary(tag: str, **content: Any) -> Any:
 
 
 def _chosen(settings: Mapping[str, Any], name: str, kind: type) -> str | float | None:
-    value = _at(settings, name)
+    value = held(settings, name)
     if value is None and name == "beta.end":  # a schedule that does not move
-        value = _at(settings, "beta.value")
+        value = held(settings, "beta.value")
     return None if value is None else kind(value)
-
-
-def _at(content: Any, name: str) -> Any:
-    """What stands under a dotted name; None where nothing does."""
-    for key in name.split("."):
-        if not isinstance(content, Mapping):
-            return None
-        content = content.get(key)
-    return content

@@ -169,18 +169,36 @@ class StampPanels(Callback):
                 log_state(trainer)
             log.debug("drawing took %.1f s of %.1f s so far", self.seconds_spent, elapsed)
 
-    def draw_last(self, trainer: Trainer, vae: VAE, stamps: Batch, folder: Path) -> None:
-        """Draw the panels of the finished model for ``stamps``; also as PNG files in ``folder``."""
+    def draw_last(
+        self,
+        trainer: Trainer,
+        vae: VAE,
+        stamps: Batch,
+        folder: Path,
+        kl_per_unit_nats: Sequence[float] | None = None,
+    ) -> None:
+        """Draw the panels of the finished model for ``stamps``; also as PNG files in ``folder``.
+
+        ``kl_per_unit_nats`` orders the units: their KL over all that the run was judged by, where
+        these stamps are few of them.
+        """
         stamps = {name: value.to(vae.device) for name, value in stamps.items()}
-        for name, figure in self._draw(trainer, vae, stamps).items():
+        for name, figure in self._draw(trainer, vae, stamps, kl_per_unit_nats).items():
             if not save_figure(figure, folder / f"{name}.png"):
                 return
 
-    def _draw(self, trainer: Trainer, vae: VAE, stamps: Batch) -> dict[str, Figure]:
+    def _draw(
+        self,
+        trainer: Trainer,
+        vae: VAE,
+        stamps: Batch,
+        kl_per_unit_nats: Sequence[float] | None = None,
+    ) -> dict[str, Figure]:
         began = time.perf_counter()
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         monitors = [callback for callback in callbacks if isinstance(callback, CollapseMonitor)]
-        panels = draw_panels(vae, stamps, monitors[0] if monitors else None, self.n_stamps)
+        monitor = monitors[0] if monitors else None
+        panels = draw_panels(vae, stamps, monitor, self.n_stamps, kl_per_unit_nats)
         for logger in trainer.loggers:
             if isinstance(logger, Curves):
                 for name, figure in panels.items():

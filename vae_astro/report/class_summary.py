@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from vae_astro.evaluate.agreement import Agreement, Readable
 from vae_astro.evaluate.consensus import Consensus
 from vae_astro.evaluate.mixtures import Curve
+from vae_astro.report.words import shortened
 
 __all__ = ["class_lines", "label_lines"]
 
@@ -54,7 +55,7 @@ def class_lines(
     lines += ["", f"{'class':{width}}   share  unsure  stability"]
     for name, each in zip(names, consensus.classes, strict=True):
         stability = "-" if each.stability is None else f"{each.stability:.2f}"
-        lines.append(f"{_short(name, width):{width}} {100 * each.occupancy:5.1f} % "
+        lines.append(f"{shortened(name, width):{width}} {100 * each.occupancy:5.1f} % "
                      f"{100 * each.unsure:5.1f} %  {stability:>8}  {each.verdict}")  # fmt: skip
     for stray in consensus.strays[:SHOWN_STRAYS]:
         where = "one seed only" if stray.found_in == 1 else f"{stray.found_in} of {n_runs} seeds"
@@ -84,12 +85,12 @@ def label_lines(labels: Agreement, read: Readable | None, names: Sequence[str]) 
             f"{read.probe_accuracy:.3f} ({read.probe_balanced_accuracy:.3f} balanced)"
         )
     width = min(max(map(len, [*names, "none"])), WIDEST_NAME)
-    columns = [_short(label, WIDEST_LABEL) for label in labels.labels]
+    columns = [shortened(label, WIDEST_LABEL) for label in labels.labels]
     widths = [max(len(column), len(str(labels.confusion.max()))) for column in columns]
 
     def row(name: str, cells: Iterable[object]) -> str:
         pairs = zip(cells, widths, strict=True)
-        return f"{_short(name, width):{width}}" + "".join(f"  {cell:>{w}}" for cell, w in pairs)
+        return f"{shortened(name, width):{width}}" + "".join(f"  {cell:>{w}}" for cell, w in pairs)
 
     lines.append(row("", columns))
     counts = labels.confusion.T
@@ -103,7 +104,3 @@ def label_lines(labels: Agreement, read: Readable | None, names: Sequence[str]) 
 
 def _many(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}{'es' if what.endswith('s') else 's'}"
-
-
-def _short(name: str, width: int) -> str:
-    return name if len(name) <= width else name[: width - 1] + "…"

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from vae_astro.collapse.units import FULL_COLLAPSE_NATS
+from vae_astro.report.sheet import shared_stretch, tiled
 
 __all__ = [
     "beside",
@@ -49,14 +50,7 @@ def image_grid(images: np.ndarray, n_columns: int, blank: float = np.nan) -> np.
     ndarray, shape (rows, columns)
         For ``imshow(..., origin="lower")``.
     """
-    n, height, width = images.shape
-    n_rows = -(-n // n_columns)
-    grid = np.full((n_rows * (height + GAP) - GAP, n_columns * (width + GAP) - GAP), blank)
-    for k, image in enumerate(images):
-        row, column = n_rows - 1 - k // n_columns, k % n_columns
-        bottom, left = row * (height + GAP), column * (width + GAP)
-        grid[bottom : bottom + height, left : left + width] = image
-    return grid
+    return tiled(images[:, ::-1], n_columns, blank, gap=GAP)[::-1]
 
 
 def reconstructions(
@@ -81,7 +75,7 @@ def reconstructions(
     axes = figure.subplots(3 * n_bands, 1, squeeze=False)[:, 0]
     for band, name in enumerate(band_names):
         seen = np.where(mask[:, band], image[:, band], np.nan)
-        low, high = _limits(seen)
+        low, high = shared_stretch(seen)
         off_by = np.where(mask[:, band], residual[:, band], np.nan)
         rows = axes[3 * band : 3 * band + 3]
         sky = _show(rows[0], image_grid(seen, n), f"{name}\nstamp", "viridis", low, high)
@@ -89,9 +83,9 @@ def reconstructions(
         off = _show(
             rows[2], image_grid(off_by, n), "residual", "RdBu_r", -RESIDUAL_LIMIT, RESIDUAL_LIMIT
         )
-        figure.colorbar(sky, ax=list(rows[:2]), pad=0.01)
-        figure.colorbar(off, ax=rows[2], pad=0.01)
-    figure.suptitle("stamp and model normalised, one stretch a band; residual / pixel noise")
+        figure.colorbar(sky, ax=list(rows[:2]), pad=0.01, label="normalised")
+        figure.colorbar(off, ax=rows[2], pad=0.01, label="/ noise")
+    figure.suptitle("stamp and model on one stretch; residual in units of the pixel noise")
     return figure
 
 
@@ -108,21 +102,21 @@ def traversals(decoded: np.ndarray, units: Sequence[int], kl_nats: Sequence[floa
         Their mean KL.
     """
     n_units, n_steps = decoded.shape[:2]
-    low, high = _limits(decoded)
+    low, high = shared_stretch(decoded)
     figure = Figure(figsize=(0.9 * n_steps + 1.9, 0.92 * n_units + 0.9), layout="compressed")
     axes = figure.subplots(n_units, 1, squeeze=False)[:, 0]
     for ax, images, unit, kl in zip(axes, decoded, units, kl_nats, strict=True):
         picture = _show(
             ax, image_grid(images, n_steps), f"unit {unit}\n{kl:.2f} nats", "viridis", low, high
         )
-    figure.colorbar(picture, ax=list(axes), pad=0.01)
-    figure.suptitle("latent units from -3 to 3, strongest first, the others held; normalised")
+    figure.colorbar(picture, ax=list(axes), pad=0.01, label="expected pixel, normalised")
+    figure.suptitle("each unit from −3 to 3, the others held; the strongest first")
     return figure
 
 
 def stamp_sheet(images: np.ndarray, title: str, n_columns: int = 8) -> Figure:
     """A sheet of stamps of one band, (N, H, W), normalised."""
-    low, high = _limits(images)
+    low, high = shared_stretch(images)
     n_rows = -(-len(images) // n_columns)
     figure = Figure(figsize=(0.95 * n_columns + 1.1, 0.95 * n_rows + 0.5), layout="compressed")
     ax = figure.subplots()
@@ -134,9 +128,9 @@ def stamp_sheet(images: np.ndarray, title: str, n_columns: int = 8) -> Figure:
 
 def beside(real: np.ndarray, drawn: np.ndarray, band_name: str, n_columns: int = 8) -> Figure:
     """Real stamps (N, H, W) beside those drawn from the prior, normalised, on one stretch."""
-    low, high = _limits(real)
+    low, high = shared_stretch(real)
     n_rows = -(-max(len(real), len(drawn)) // n_columns)
-    figure = Figure(figsize=(1.5 * n_columns, 0.72 * n_rows + 0.7), layout="compressed")
+    figure = Figure(figsize=(1.4 * n_columns, 0.68 * n_rows + 0.5), layout="compressed")
     axes = figure.subplots(1, 2)
     for ax, images, title in (
         (axes[0], real, "real stamps"),
@@ -163,7 +157,7 @@ def kl_history(steps: Sequence[int], kl_per_unit: np.ndarray) -> Figure:
         In nats.
     """
     order = np.argsort(kl_per_unit[-1])
-    figure = Figure(figsize=(7, 0.16 * kl_per_unit.shape[1] + 2), layout="compressed")
+    figure = Figure(figsize=(5.4, 0.17 * kl_per_unit.shape[1] + 1.4), layout="compressed")
     ax = figure.subplots()
     picture = ax.pcolormesh(
         np.arange(len(steps) + 1),
@@ -174,9 +168,9 @@ def kl_history(steps: Sequence[int], kl_per_unit: np.ndarray) -> Figure:
         # what is next to nothing shall not look like something
         vmax=max(float(kl_per_unit[len(steps) // 2 :].max()), FULL_COLLAPSE_NATS),
     )
-    ticks = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 8)).astype(int))
+    ticks = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 6)).astype(int))
     ax.set_xticks(ticks + 0.5, [str(steps[tick]) for tick in ticks])
-    ax.set_yticks(np.arange(len(order)) + 0.5, [str(unit) for unit in order], fontsize=7)
+    ax.set_yticks(np.arange(len(order)) + 0.5, [str(unit) for unit in order], fontsize=8)
     ax.set_xlabel("optimiser step")
     ax.set_ylabel("latent unit")
     figure.colorbar(picture, ax=ax, label="KL from the prior [nats]", pad=0.01, extend="max")
@@ -203,7 +197,7 @@ def spectrum(
     direction = np.arange(1, len(values) + 1)
     survives = values > threshold
     held = direction <= latent_dim
-    figure = Figure(figsize=(7.5, 4.4), layout="compressed")
+    figure = Figure(figsize=(5.4, 4.3), layout="compressed")
     ax = figure.subplots()
     for chosen, colour, label in (
         (survives & held, "#0072b2", "survives: a latent unit carries it"),
@@ -230,13 +224,13 @@ def spectrum(
         ax.axhline(other, color="#d55e00", lw=1, ls=":")
         label = f"at its lowest beta {other:.3g} "
         ax.text(0.995 * edge, 1.15 * other, label, color="#b34700", ha="right", va="bottom",
-                fontsize=8, bbox=backed)  # fmt: skip
+                fontsize=9, bbox=backed)  # fmt: skip
     if latent_dim < len(values):
         ax.axvline(latent_dim + 0.5, color="0.3", lw=0.8, ls="--")
-        ax.text(latent_dim + 0.7, 3 * top, f"{latent_dim} latent units", color="0.3", fontsize=8)
+        ax.text(latent_dim + 0.7, 3 * top, f"{latent_dim} latent units", color="0.3", fontsize=9)
     ax.set_xlabel("direction of the stamps, strongest first")
     ax.set_ylabel("variance of the stamps along it, as beta s$^2$")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=9)
     n = int((survives & held).sum())
     figure.suptitle(
         f"{n} of {latent_dim} latent units have something to say"
@@ -256,12 +250,3 @@ def _show(ax: Axes, grid: np.ndarray, label: str, cmap: str, low: float, high: f
     for spine in ax.spines.values():
         spine.set_visible(False)
     return picture
-
-
-def _limits(images: np.ndarray) -> tuple[float, float]:
-    """One stretch for a figure: all but the faintest and brightest half per cent."""
-    finite = images[np.isfinite(images)]
-    if not finite.size:
-        return 0.0, 1.0
-    low, high = np.percentile(finite, [0.5, 99.5])
-    return float(low), float(high if high > low else low + 1)

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vae_astro.evaluate.mixtures import Curve
 from vae_astro.report.figures import image_grid
+from vae_astro.report.sheet import shared_stretch
 
 __all__ = ["KINDS", "Stretch", "choose_rows", "class_figure", "curve_figure", "overview_figure"]
 
@@ -87,9 +88,7 @@ class Stretch:
         """Of normalised stamps (N, C, H, W), bad pixels NaN."""
         limits = []
         for band in range(images.shape[1]):
-            seen = images[:, band][np.isfinite(images[:, band])]
-            low, high = np.percentile(seen, [0.5, 99.5]) if seen.size else (0.0, 1.0)
-            limits.append((float(low), float(high if high > low else low + 1)))
+            limits.append(shared_stretch(images[:, band]))
         return cls(tuple(limits), tuple(band_names))
 
 

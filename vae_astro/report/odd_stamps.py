@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.evaluate.residuals import residual_maps
 from vae_astro.report.figures import image_grid
+from vae_astro.report.sheet import shared_stretch
 from vae_astro.vae import VAE
 
 __all__ = ["OddStamp", "draw_odd_stamps", "odd_stamps"]
@@ -53,9 +54,8 @@ def odd_stamps(stamps: Sequence[OddStamp]) -> Figure:
     picture = None
     for k, stamp in enumerate(stamps):
         top, column = 3 * (k // n_columns), k % n_columns
-        finite = stamp.seen[np.isfinite(stamp.seen)]
-        low, high = np.percentile(finite, (1, 99.7)) if finite.size else (0.0, 1.0)
-        stretch = {"cmap": "viridis", "vmin": low, "vmax": max(high, low + 1e-6)}
+        low, high = shared_stretch(stamp.seen)
+        stretch = {"cmap": "viridis", "vmin": low, "vmax": high}
         for row, image in enumerate((stamp.seen, stamp.model)):
             axes[top + row, column].imshow(image_grid(image[None], 1), origin="lower", **stretch)
         picture = axes[top + 2, column].imshow(

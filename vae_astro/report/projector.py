@@ -21,17 +21,17 @@ from tensorboard.plugins.projector import ProjectorConfig  # type: ignore[import
 
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.evaluate.properties import measure_properties
+from vae_astro.report.sheet import shared_stretch, tiled
 from vae_astro.vae import VAE
 
-__all__ = ["MOST_STAMPS", "sprite_of", "write_projector"]
+__all__ = ["MOST_STAMPS", "add_to_projector", "sprite_of", "write_projector"]
 
 MOST_STAMPS = 1024
 """Validation stamps shown at most: what a browser turns smoothly, and a second's work."""
 LARGEST_SPRITE = 8192
 """Pixels of TensorBoard's largest picture of all thumbnails, along a side."""
 LARGEST_THUMBNAIL = 48
-STRETCH = (0.5, 99.5)
-"""Percentiles of all pixels that are drawn black and white."""
+METADATA = "projector/metadata.tsv"
 PADDING = 255
 """White: the cells of the sprite that no stamp is left for."""
 
@@ -71,7 +71,7 @@ def write_projector(vae: VAE, datamodule: StampDataModule, run_dir: Path) -> boo
         chi2.append(scores.chi2_per_pixel.float().cpu().numpy())
     files = {
         "projector/codes.tsv": _table_of_codes(np.concatenate(codes)),
-        "projector/metadata.tsv": _table(_metadata(datamodule, chosen, np.concatenate(chi2))),
+        METADATA: _table(_metadata(datamodule, chosen, np.concatenate(chi2))),
     }
     sprite, side = sprite_of(torch.cat(images))
     png = io.BytesIO()
@@ -85,6 +85,47 @@ def write_projector(vae: VAE, datamodule: StampDataModule, run_dir: Path) -> boo
             _write(run_dir / name, content)
     except OSError as error:
         log.warning("no codes for TensorBoard's projector: %s", error)
+        return False
+    return True
+
+
+def add_to_projector(run_dir: Path, found: Mapping[str, Mapping[int, str]]) -> bool:
+    """Add what was found after the run to the stamps of its projector: classes, p-values.
+
+    Parameters
+    ----------
+    run_dir : Path
+        Run folder.
+    found : mapping of str to mapping of int to str
+        Columns: their values by row of the store, empty for stamps that have none. A column of
+        that name is replaced.
+
+    Returns
+    -------
+    bool
+        Whether they are there: not where the run has no projector, its metadata are not of a run,
+        or nothing was found of these stamps.
+    """
+    path = run_dir / METADATA
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    head, *values = [line.split("\t") for line in lines] or [[]]
+    if "row" not in head or not values or {len(each) for each in values} != {len(head)}:
+        return False
+    columns: dict[str, Sequence[object]] = {
+        name: [each[k] for each in values] for k, name in enumerate(head)
+    }
+    rows = [int(text) if (text := str(row)).isdecimal() else -1 for row in columns["row"]]
+    new = {name: [of_row.get(row, "") for row in rows] for name, of_row in found.items()}
+    new = {name: column for name, column in new.items() if any(column)}
+    if not new:
+        return False
+    try:
+        _write(path, _table({**new, **{k: v for k, v in columns.items() if k not in new}}))
+    except OSError as error:
+        log.warning("the projector of TensorBoard stays as it was: %s", error)
         return False
     return True
 
@@ -105,12 +146,9 @@ def sprite_of(images: torch.Tensor) -> tuple[np.ndarray, int]:
     n_columns = math.ceil(math.sqrt(len(images)))
     side = min(images.shape[-1], LARGEST_THUMBNAIL, LARGEST_SPRITE // n_columns)
     small = torch.nn.functional.interpolate(images[:, None], size=(side, side), mode="area")[:, 0]
-    low, high = np.percentile(small.numpy(), STRETCH)
-    grey = ((small - low) / max(high - low, 1e-12)).clamp(0, 1).mul(255).byte().numpy()
-    grid = np.full((n_columns * n_columns, side, side), PADDING, np.uint8)
-    grid[: len(grey)] = grey[:, ::-1]
-    sprite = grid.reshape(n_columns, n_columns, side, side).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(sprite.reshape(n_columns * side, n_columns * side)), side
+    low, high = shared_stretch(small.numpy())
+    grey = ((small - low) / (high - low)).clamp(0, 1).mul(255).byte().numpy()
+    return tiled(grey[:, ::-1], n_columns, PADDING, n_rows=n_columns), side
 
 
 def _metadata(

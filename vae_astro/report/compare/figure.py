@@ -7,7 +7,7 @@ Okabe & Ito (2008), which colour-blind readers tell apart; the dash changes wher
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from vae_astro.report.compare.rows import Comparison, Row
-from vae_astro.report.compare.table import minutes
+from vae_astro.report.compare.table import time_taken, verdict_in_words
 from vae_astro.report.history import Curve
+from vae_astro.report.words import shortened
 
 __all__ = ["draw_comparison"]
 
@@ -28,7 +29,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST_RUNS = 40
 """Runs drawn at most."""
 LONGEST_NAME = 30
-SYMBOLS = {"none": "● no collapse", "partial": "◐ partial", "full": "○ full collapse"}
+LABEL = (0.05, 0.04)
+"""Share of a panel, in width and height, within which markers lie on each other."""
+SYMBOLS = {"none": "● ", "partial": "◐ ", "full": "○ "}
+"""Before the words of a verdict."""
 
 
 def draw_comparison(comparison: Comparison) -> Figure:
@@ -119,7 +123,7 @@ def _draw_figures(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
     for k, row in enumerate(rows):
         if row.seconds_total is not None:
             axes[6].text(
-                1.05, k, minutes(row.seconds_total),
+                1.05, k, time_taken(row.seconds_total),
                 transform=axes[6].get_yaxis_transform(), va="center", fontsize=8,
             )  # fmt: skip
     for ax, is_count in zip(axes[2:], (False, True, False, False, True), strict=True):
@@ -149,14 +153,15 @@ def _last_part(name: str) -> str:
 def _draw_names(ax: Axes, rows: Sequence[Row], differences: Sequence[str]) -> None:
     several = len({row.group for row in rows}) > 1
     names = [
-        f"{f'{row.group}  ' if several else ''}{_short(row.run.name)}  {k}\n{special}"
+        f"{f'{row.group}  ' if several else ''}{shortened(row.run.name, LONGEST_NAME)}  {k}\n"
+        f"{special}"
         for k, (row, special) in enumerate(zip(rows, differences, strict=False), 1)
     ]
     ax.set_yticks(range(len(rows)), names, fontsize=8, linespacing=1.25)
     for k, row in enumerate(rows):
         ax.plot([0.02, 0.14], [k, k], lw=2, **_style(k))
         ax.plot(0.08, k, **_marker(k))
-        verdict = SYMBOLS.get(row.verdict or "", "-" if row.is_finished else "not over")
+        verdict = SYMBOLS.get(row.verdict or "", "") + verdict_in_words(row)
         ax.text(0.2, k, verdict, va="center", fontsize=8.5)
     ax.set_xlim(0, 1)
     ax.set_xticks([])
@@ -200,10 +205,6 @@ def _best_of_groups(rows: Sequence[Row]) -> dict[str, float]:
     return best
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[:12]}…{name[-(LONGEST_NAME - 13) :]}"
-
-
 # -- rate against distortion, curves -------------------------------------------------------------
 
 
@@ -225,18 +226,38 @@ def _draw_rate_distortion(ax: Axes, comparison: Comparison, rows: Sequence[Row])
         ax.plot(*zip(*joined, strict=True), color="0.6", lw=1.2, zorder=1)
     for k, (rate, distortion) in points.items():
         ax.plot(rate, distortion, **_marker(k))
-        beta = rows[k].beta
-        label = str(k + 1) if beta is None else f"β={beta:.4g}"
-        ax.annotate(label, (rate, distortion), xytext=(6, 5), textcoords="offset points",
+    ax.margins(0.18)
+    for (x, y), labels in _labels_apart(ax, points, rows).items():
+        ax.annotate(", ".join(labels), (x, y), xytext=(6, 5), textcoords="offset points",
                     fontsize=8)  # fmt: skip
     if not points:
         _say_none(ax)
-    ax.margins(0.18)
     ax.set_xlabel("rate: KL [nats]", fontsize=9)
     above = " above the lowest of the group" if several else ""
     ax.set_ylabel(f"distortion: - reconstruction{above} [nats]", fontsize=9)
     ax.set_title("rate and distortion, each run at its own beta", fontsize=9)
     ax.tick_params(labelsize=8)
+
+
+def _labels_apart(
+    ax: Axes, points: Mapping[int, tuple[float, float]], rows: Sequence[Row]
+) -> dict[tuple[float, float], list[str]]:
+    """Where a label goes, and of which runs: those that would lie on each other share one."""
+    if not points:
+        return {}
+    width, height = np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim())
+    placed: dict[tuple[float, float], list[str]] = {}
+    for k, (x, y) in sorted(points.items(), key=lambda kp: rows[kp[0]].beta or 0.0):
+        beta = rows[k].beta
+        label = str(k + 1) if beta is None else f"β={beta:.4g}"
+        near = (
+            at for at in placed
+            if abs(at[0] - x) < LABEL[0] * width and abs(at[1] - y) < LABEL[1] * height
+        )  # fmt: skip
+        labels = placed.setdefault(next(near, (x, y)), [])
+        if label not in labels:
+            labels.append(label)
+    return placed
 
 
 def _draw_curves(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vae_astro.report.history import Curve, Run
+from vae_astro.report.words import held, known_number
 
 __all__ = ["Comparison", "Row", "compare_runs", "own_beta"]
 
@@ -23,7 +24,7 @@ NOT_OF_THE_STAMPS = {
 """Settings of ``data`` that change neither the validation stamps nor the unit of their pixels."""
 NOT_OF_THE_DENSITY = {"kl_weight", "learn"}
 """Settings of ``likelihood`` that decide how it is trained, not what it is a density of."""
-NOT_COMPARED = ("run_dir", "resume", "callbacks.progress")
+NOT_COMPARED = ("run_dir", "resume", "callbacks.", "progress", "log_every_n_steps")
 """Settings that differ between any two runs and change neither."""
 MOST_TELLING = ("model", "prior", "beta", "likelihood", "optim", "seed", "init_from", "trainer")
 """Groups and keys whose differences are listed before the others."""
@@ -270,13 +271,7 @@ def _last_words(run: Run) -> str:
 
 def _number(content: Any, name: str) -> float | None:
     """A finite number by its dotted name; None for anything else that may stand there."""
-    for key in name.split("."):
-        if not isinstance(content, Mapping):
-            return None
-        content = content.get(key)
-    if isinstance(content, bool) or not isinstance(content, int | float):
-        return None
-    return content if math.isfinite(content) else None
+    return known_number(held(content, name))
 
 
 def _best_validation(history: Mapping[str, Curve]) -> int | None:
@@ -331,9 +326,11 @@ def _place(row: Row) -> tuple[bool, int, str, bool, float]:
     return not row.run.config, len(row.group), row.group, not row.is_finished, elbo
 
 
-def _place_of_setting(name: str) -> int:
+def _place_of_setting(name: str, known: Sequence[Mapping[str, Any]]) -> tuple[bool, int]:
+    """What all runs have first: that one network has settings of its own is told by its name."""
     group = name.partition(".")[0]
-    return MOST_TELLING.index(group) if group in MOST_TELLING else len(MOST_TELLING)
+    place = MOST_TELLING.index(group) if group in MOST_TELLING else len(MOST_TELLING)
+    return any(name not in settings for settings in known), place
 
 
 def _letter(k: int) -> str:
@@ -370,9 +367,11 @@ def _warnings(rows: Sequence[Row], groups: Mapping[str, str]) -> list[str]:
 def _differing(rows: Iterable[Row]) -> dict[str, list[Any]]:
     settings = [flat(row.run.config) for row in rows]
     known = [each for each in settings if each]
-    names = dict.fromkeys(name for each in known for name in each if name not in NOT_COMPARED)
+    names = dict.fromkeys(
+        name for each in known for name in each if not name.startswith(NOT_COMPARED)
+    )
     return {
         name: [each.get(name) for each in settings]
-        for name in sorted(names, key=_place_of_setting)
+        for name in sorted(names, key=lambda name: _place_of_setting(name, known))
         if _differ(each.get(name) for each in known)
     }

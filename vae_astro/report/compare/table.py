@@ -8,9 +8,12 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vae_astro.collapse.units import VERDICT_WORDS
+from vae_astro.progress import duration
 from vae_astro.report.compare.rows import Comparison, Row
+from vae_astro.report.words import shortened
 
-__all__ = ["as_csv", "as_json", "as_text", "minutes"]
+__all__ = ["as_csv", "as_json", "as_text", "time_taken"]
 
 LONGEST_NAME = 32
 LONGEST_VALUE = 24
@@ -18,17 +21,21 @@ MOST_SETTINGS = 12
 """Settings that differ, shown on a terminal at most; the files have all."""
 
 
-def minutes(seconds: float | None) -> str:
-    """A time for a person."""
-    if seconds is None:
-        return "-"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def time_taken(seconds: float | None) -> str:
+    """A time for a person; a dash where it is not known."""
+    return "-" if seconds is None else duration(seconds)
 
 
-def _figure(form: str) -> Callable[[float | None], str]:
-    return lambda value: "-" if value is None else format(value, form)
+def _figure(value: float | None, form: str) -> str:
+    """With a plain minus and dash, which every terminal has and programs read."""
+    return "-" if value is None else format(value, form)
+
+
+def verdict_in_words(row: Row) -> str:
+    """What became of the code, in words."""
+    if row.verdict is None:
+        return "not judged" if row.is_finished else "not over"
+    return VERDICT_WORDS.get(row.verdict, row.verdict)
 
 
 def _active(row: Row) -> str:
@@ -38,19 +45,19 @@ def _active(row: Row) -> str:
 
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
-    "verdict": lambda row: row.verdict or ("-" if row.is_finished else "not over"),
-    "ELBO": lambda row: _figure(".1f")(row.elbo_nats),
-    "reconstr.": lambda row: _figure(".1f")(row.reconstruction_nats),
-    "KL": lambda row: _figure(".2f")(row.kl_nats),
-    "forecast": lambda row: _figure(".2f")(row.kl_forecast_nats),
+    "verdict": verdict_in_words,
+    "ELBO": lambda row: _figure(row.elbo_nats, ".1f"),
+    "reconstr.": lambda row: _figure(row.reconstruction_nats, ".1f"),
+    "KL": lambda row: _figure(row.kl_nats, ".2f"),
+    "forecast": lambda row: _figure(row.kl_forecast_nats, ".2f"),
     "active": _active,
-    "chi2": lambda row: _figure(".3f")(row.chi2_per_pixel),
-    "beta": lambda row: _figure(".4g")(row.beta),
-    "NMI": lambda row: _figure(".3f")(row.nmi),
-    "ARI": lambda row: _figure(".3f")(row.ari),
-    "stamps/s": lambda row: _figure(".0f")(row.stamps_per_second),
-    "fit": lambda row: minutes(row.seconds_fit),
-    "total": lambda row: minutes(row.seconds_total),
+    "chi2": lambda row: _figure(row.chi2_per_pixel, ".3f"),
+    "beta": lambda row: _figure(row.beta, ".4g"),
+    "NMI": lambda row: _figure(row.nmi, ".3f"),
+    "ARI": lambda row: _figure(row.ari, ".3f"),
+    "stamps/s": lambda row: _figure(row.stamps_per_second, ".0f"),
+    "fit": lambda row: time_taken(row.seconds_fit),
+    "total": lambda row: time_taken(row.seconds_total),
 }
 
 
@@ -60,7 +67,7 @@ def as_text(comparison: Comparison) -> str:
     Nats are per validation stamp, at beta = 1.
     """
     rows = comparison.rows
-    names = [f"{k} {_short(row.run.name, LONGEST_NAME)}" for k, row in enumerate(rows, 1)]
+    names = [f"{k} {shortened(row.run.name, LONGEST_NAME)}" for k, row in enumerate(rows, 1)]
     several = len(comparison.groups) > 1
     head = ["run", *(["group"] if several else []), *COLUMNS]
     cells = [
@@ -84,7 +91,7 @@ def _differences(comparison: Comparison) -> str:
         return "The runs have the same settings." if len(comparison.rows) > 1 else "One run."
     shown = dict(list(differing.items())[:MOST_SETTINGS])
     lines = [
-        [name, *(_short(_value(value), LONGEST_VALUE) for value in values)]
+        [name, *(shortened(_value(value), LONGEST_VALUE) for value in values)]
         for name, values in shown.items()
     ]
     head = ["what differs", *(str(k) for k in range(1, len(comparison.rows) + 1))]
@@ -98,7 +105,9 @@ def _by_run(comparison: Comparison, shown: dict[str, list[Any]]) -> str:
     lines = ["what differs"]
     for k in range(len(comparison.rows)):
         values = (
-            f"{name}={_short(_value(column[k]), LONGEST_VALUE)}" for name, column in shown.items()
+            f"{name}={shortened(_value(column[k]), LONGEST_VALUE)}"
+            for name, column in shown.items()
+            if column[k] is not None
         )
         lines.append(f"{k + 1:>3} {' '.join(values)}")
     return "\n".join(lines)
@@ -106,14 +115,6 @@ def _by_run(comparison: Comparison, shown: dict[str, list[Any]]) -> str:
 
 def _value(value: Any) -> str:
     return "-" if value is None else str(value)
-
-
-def _short(text: str, longest: int) -> str:
-    """Both ends of what is too long: names of runs often differ at either."""
-    if len(text) <= longest:
-        return text
-    half = (longest - 1) // 2
-    return f"{text[: longest - 1 - half]}…{text[-half:]}"
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -12,7 +12,9 @@ import yaml
 
 import vae_astro
 from vae_astro.report.history import Run
-from vae_astro.report.page.facts import held, is_collapsed
+from vae_astro.report.page.facts import why_useless
+from vae_astro.report.page.remedies import remedies
+from vae_astro.report.words import held
 
 __all__ = [
     "classes_command", "command", "commands", "outliers_command", "settings_text", "versions",
@@ -53,8 +55,17 @@ def command(*words: str) -> str:
 
 
 def commands(run: Run) -> list[tuple[str, str]]:
-    """What to do with the run next: words and command; nothing that uses a collapsed code."""
+    """What to do with the run next: words and command.
+
+    Nothing that uses a code that is of no use: what helps instead comes first.
+    """
     here = shown_path(run.dir)
+    again = ("This page again, with what has been found since",
+             command("scripts/report.py", f"run={here}"))  # fmt: skip
+    if why_useless(run) is not None:
+        helps = [(words, command(*typed)) for words, typed in remedies(run)]
+        longer = "trainer.max_epochs" in str(held(run.metrics, "collapse.change"))
+        return [*([_more_training(run)] if longer else []), *helps, again]
     train = [
         _more_training(run),
         ("Another run from these weights", command("train.py", f"init_from={here}")),
@@ -67,9 +78,7 @@ def commands(run: Run) -> list[tuple[str, str]]:
         ("Classes, found without labels", classes_command(run)),
         ("Odd stamps, with p-values", outliers_command(run)),
     ]  # fmt: skip
-    again = command("scripts/report.py", f"run={here}")
-    page = ("This page again, with what has been found since", again)
-    return [*train, *([] if is_collapsed(run) else use), page]
+    return [*train, *use, again]
 
 
 def _more_training(run: Run) -> tuple[str, str]:

@@ -36,7 +36,7 @@ def learning_curves(
     if not panels:
         return None
     heights = [1.0 if label == "beta" else 1.7 for label, _ in panels]
-    figure = Figure(figsize=(6.6, 1.05 * sum(heights) + 0.7), layout="constrained")
+    figure = Figure(figsize=(5.4, 1.05 * sum(heights) + 0.9), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
     for ax, (label, lines) in zip(axes, panels, strict=True):
         drawn = [line for line in lines if line[0] in history]
@@ -47,7 +47,7 @@ def learning_curves(
         if label.startswith("KL") and kl_forecast_nats is not None:
             ax.axhline(kl_forecast_nats, color=FORECAST, ls=(0, (2, 2)), lw=1.2)
             ax.annotate("forecast", (0, kl_forecast_nats), xycoords=("axes fraction", "data"),
-                        xytext=(4, 3), textcoords="offset points", fontsize=8,
+                        xytext=(4, 3), textcoords="offset points", fontsize=9,
                         color=FORECAST)  # fmt: skip
         if best_step is not None:
             ax.axvline(best_step, color="0.45", lw=0.8, ls="-.")
@@ -58,10 +58,12 @@ def learning_curves(
         for side in ("top", "right"):
             ax.spines[side].set_visible(False)
     if len(axes[0].lines) > 1:
-        axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+        # above the panels: within them it would lie on the curves
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     if best_step is not None:
         axes[0].annotate("best", (best_step, 1), xycoords=("data", "axes fraction"), ha="right",
-                         va="bottom", fontsize=8, color="0.3")  # fmt: skip
+                         va="bottom", fontsize=9, color="0.3")  # fmt: skip
     axes[-1].set_xlabel("optimiser step")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

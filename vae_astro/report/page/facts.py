@@ -8,31 +8,32 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
 
 from vae_astro.collapse.meaning import WORDS
+from vae_astro.collapse.units import VERDICT_WORDS
 from vae_astro.data.datamodule import StampDataModule
+from vae_astro.progress import duration
 from vae_astro.report.history import Run
+from vae_astro.report.words import held, known_number, number
 
 __all__ = [
     "Table",
     "data_rows",
     "forecast_table",
-    "held",
-    "is_collapsed",
     "key_figures",
     "kl_per_unit",
     "labels_table",
     "largest_betas",
-    "number",
     "readable_table",
     "rejects",
     "rescues",
     "units_table",
     "verdict",
+    "why_useless",
 ]  # fmt: skip
 
 MOST_REJECTS = 40
@@ -48,7 +49,6 @@ VERDICTS = {
 CHANGE = "Most useful change"
 """What the explanation calls it."""
 ONLY_NUISANCES = ("bad", "The latent code follows only nuisances")
-SHORT = {"none": "no collapse", "partial": "partial collapse", "full": "full collapse"}
 
 
 @dataclass(frozen=True)
@@ -67,35 +67,19 @@ class Table:
     columns: tuple[str, ...]
     rows: list[list[Any]]
 
-
-def held(source: Mapping[str, Any] | None, *keys: str) -> Any:
-    """An entry of nested mappings; None where any of them is not there."""
-    value: Any = source
-    for key in keys:
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(key)
-    return value
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Whether a column holds numbers, some of which may not be known."""
+        columns = [[row[k] for row in self.rows] for k in range(len(self.columns))]
+        return tuple(any(isinstance(value, int | float) for value in each) for each in columns)
 
 
-def known_number(value: Any) -> float | None:
-    """A finite number, or None for whatever else stands in its place."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value
-
-
-def number(value: Any, form: str = ".3g") -> str:
-    """A number for a person; a dash for what is not known."""
-    if known_number(value) is None:
-        return "–"
-    text = format(value, form).rstrip(".")
-    return text.replace("-", "−") if "e" not in text else text
-
-
-def is_collapsed(run: Run) -> bool:
-    """Whether the run was judged and its code says nothing."""
-    return held(run.metrics, "collapse", "verdict") == "full"
+def why_useless(run: Run) -> Literal["collapsed", "nuisances"] | None:
+    """What keeps the code of a run that was judged from being used; None where nothing does."""
+    if held(run.metrics, "collapse.verdict") == "full":
+        return "collapsed"
+    alone = held(run.metrics, "collapse.meaning.only_nuisances") is True
+    return "nuisances" if alone else None
 
 
 def verdict(run: Run) -> dict[str, Any]:
@@ -116,7 +100,7 @@ def verdict(run: Run) -> dict[str, Any]:
         f"{active} of {latent_dim} latent units carry information about the stamps, "
         f"{number(kl)} nats ({number(_bits(kl))} bits) per stamp"
     )
-    if found != "full" and held(run.metrics, "collapse", "meaning", "only_nuisances") is True:
+    if why_useless(run) == "nuisances":
         tone, headline = ONLY_NUISANCES
         plainly = (
             f"{said}, but of all that was measured only how a stamp was taken (its sky, bad "
@@ -179,17 +163,9 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
     speed = held(metrics, "timing", "train_stamps_per_second")
     seconds = known_number(held(metrics, "timing", "seconds_total"))
     if seconds is not None:
-        found.append((_duration(seconds), "in all", f"{number(speed, ',.0f')} stamps a second "
-                      "while training"))  # fmt: skip
+        found.append((duration(seconds), "for the whole run", f"{number(speed, ',.0f')} stamps "
+                      "a second while training"))  # fmt: skip
     return found
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def forecast_table(run: Run) -> Table | None:
@@ -200,8 +176,8 @@ def forecast_table(run: Run) -> Table | None:
     collapse, val = held(run.metrics, "collapse"), held(run.metrics, "val")
     units = "active units of " + number(held(foreseen, "latent_dim"))
     rows: list[list[Any]] = [
-        ["verdict", SHORT.get(str(foreseen.get("verdict")), "–"),
-         SHORT.get(str(held(collapse, "verdict")), "–")],
+        ["verdict", VERDICT_WORDS.get(str(foreseen.get("verdict")), "–"),
+         VERDICT_WORDS.get(str(held(collapse, "verdict")), "–")],
         ["KL, nats per stamp", number(foreseen.get("kl_nats")), number(held(val, "kl_nats"))],
         [units, number(foreseen.get("active_units")), number(held(collapse, "active_units"))],
     ]  # fmt: skip
@@ -228,9 +204,9 @@ def units_table(run: Run) -> Table | None:
         r = held(by_unit.get(k), "correlation")
         state = "active" if k in by_unit else "inactive"
         # without a property, r is the largest of what chance gives
-        shown = (_in_words(follows), r) if follows else (None, None)
-        rows.append([k, nats[k], state, *shown])
-    columns = ("unit", "KL [nats]", "state", "follows", "rank r")
+        shown = (_named(follows), r) if follows else (None, None)
+        rows.append([k, nats[k], *shown, state])
+    columns = ("unit", "KL [nats]", "follows", "r", "state")
     return Table("Latent units, the strongest first", columns, rows)
 
 
@@ -261,8 +237,13 @@ def readable_table(run: Run) -> Table | None:
         return None
     known = {name: known_number(value) for name, value in scores.items()}
     ranked = sorted(known, key=lambda name: -(known[name] or 0.0))
-    rows = [[_in_words(name), known[name]] for name in ranked]
+    rows = [[_named(name), known[name]] for name in ranked]
     return Table("Properties that the code predicts", ("property", "R²"), rows)
+
+
+def _named(name: str) -> str:
+    """A property at the head of a line: ``flux of the source``, ``seeing in g``."""
+    return _in_words(name).removeprefix("the ")
 
 
 def _in_words(name: str) -> str:

@@ -18,6 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 from vae_astro.errors import InputError
 from vae_astro.report.gallery import plain
 from vae_astro.report.palette import PALETTE
+from vae_astro.report.sheet import shared_stretch, tiled
 
 __all__ = ["Colour", "Layout", "categories", "layouts", "map_figure", "neighbours", "numbers",
            "sprite"]  # fmt: skip
@@ -254,7 +255,7 @@ def sprite(stamps: np.ndarray, models: np.ndarray) -> tuple[np.ndarray, dict[str
         a tile.
     """
     n, n_bands = stamps.shape[:2]
-    limits = [_stretch(stamps[:, band]) for band in range(n_bands)]
+    limits = [shared_stretch(stamps[:, band]) for band in range(n_bands)]
 
     def side_by_side(images: np.ndarray) -> np.ndarray:
         scaled = [(images[:, band] - low) / (high - low) for band, (low, high) in enumerate(limits)]
@@ -263,11 +264,7 @@ def sprite(stamps: np.ndarray, models: np.ndarray) -> tuple[np.ndarray, dict[str
     tiles = np.concatenate([side_by_side(stamps), side_by_side(models)], axis=1)
     height, width = tiles.shape[1:]
     columns = max(1, min(n, round(math.sqrt(n * height / width))))
-    rows = -(-n // columns)
-    sheet = np.zeros((rows * columns, height, width), np.float32)
-    sheet[:n] = tiles
-    sheet = sheet.reshape(rows, columns, height, width).swapaxes(1, 2)
-    sheet = sheet.reshape(rows * height, columns * width)
+    sheet = tiled(tiles.astype(np.float32, copy=False), columns, blank=0)
     table = (255 * np.array(colormaps["viridis"].resampled(256)(range(256)))[:, :3]).astype(
         np.uint8
     )
@@ -280,14 +277,6 @@ def sprite(stamps: np.ndarray, models: np.ndarray) -> tuple[np.ndarray, dict[str
 def _shades(n: int) -> np.ndarray:
     """Viridis in ``n`` steps, (n, 3), 0 to 255."""
     return 255 * colormaps["viridis"].resampled(n)(np.arange(n))[:, :3]
-
-
-def _stretch(images: np.ndarray) -> tuple[float, float]:
-    finite = images[np.isfinite(images)]
-    if not finite.size:
-        return 0.0, 1.0
-    low, high = np.percentile(finite, [0.5, 99.7])
-    return float(low), float(high if high > low else low + 1)
 
 
 def as_json(

@@ -16,10 +16,11 @@ from vae_astro.report.callbacks import N_BESIDE, draw_panels
 from vae_astro.report.history import Curve, Run
 from vae_astro.report.odd_stamps import draw_odd_stamps
 from vae_astro.report.page.curves import learning_curves
-from vae_astro.report.page.facts import held, kl_per_unit
+from vae_astro.report.page.facts import kl_per_unit
 from vae_astro.report.page.galleries import Outliers
 from vae_astro.report.page.pictures import Picture, drawing, photograph, stored
 from vae_astro.report.page.stamps import Model
+from vae_astro.report.words import held
 
 __all__ = ["Panels", "draw", "kl_factor"]
 
@@ -37,9 +38,10 @@ ALTS = {
 }
 CAPTIONS = {
     "reconstructions": "Validation stamps, normalised as the network sees them; residuals in units "
-    "of the pixel noise: what is left should look like noise between −3 and 3.",
-    "traversals": "What each unit changes on one stamp, the unit with the largest KL first. A "
-    "unit that changes nothing says nothing.",
+    "of the pixel noise: what is left should look like noise between −3 and 3. Bad pixels "
+    "are blank.",
+    "traversals": "What each unit changes on one stamp, the unit with the largest KL first; the "
+    "codes of most stamps lie between −2 and 2. A unit that changes nothing says nothing.",
     "prior_samples": "Real stamps have noise; those from the prior are expected pixels, without "
     "it. A prior that the codes fill gives stamps that could be real.",
     "kl_per_unit": "A row that goes dark is a unit that is switched off.",

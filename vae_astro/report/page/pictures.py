@@ -16,6 +16,9 @@ from PIL import Image
 __all__ = ["Picture", "drawing", "encoded", "photograph", "stored"]
 
 DPI = 120
+READABLE = 0.5
+"""Share of its own width below which the text of a picture is too small to be read: 10 point at
+`DPI` are 8 CSS pixels there. On a narrower screen the picture is pushed from side to side."""
 QUALITY = 88
 """Of WebP: stamps are noise, which a lossless format keeps at five times the size."""
 WIDEST = 1500
@@ -44,6 +47,11 @@ class Picture:
     alt: str
     caption: str = ""
 
+    @property
+    def least_width(self) -> int:
+        """In CSS pixels, at which what is written on it can still be read."""
+        return round(READABLE * self.width)
+
 
 def photograph(figure: Figure, alt: str, caption: str = "") -> Picture:
     """A figure of stamps, as pixels."""
@@ -58,7 +66,7 @@ def drawing(figure: Figure, alt: str, caption: str = "") -> Picture:
     canvas = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "vae_astro"}):
         figure.savefig(canvas, format="svg", metadata={"Date": None})
-    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    width, height = (round(DPI * inches) for inches in figure.get_size_inches())
     return Picture(_uri("svg+xml", canvas.getvalue()), width, height, alt, caption)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ from vae_astro.report.page.galleries import (
 from vae_astro.report.page.map_section import map_of
 from vae_astro.report.page.panels import draw, kl_factor
 from vae_astro.report.page.stamps import Model, open_model, open_stamps
+from vae_astro.report.projector import add_to_projector
+from vae_astro.report.words import number
 from vae_astro.settings import check_bool, check_int, check_text
 
 __all__ = ["PageOptions", "options_from", "page_after_run", "write_page"]
@@ -167,6 +170,23 @@ def write_page(
     return out
 
 
+def _tell_projector(run: Run, classes: Classes | None, outliers: Outliers | None) -> None:
+    """Let TensorBoard colour the codes by what was found since the run."""
+    found: dict[str, dict[int, str]] = {}
+    if classes is not None and len(classes.index):
+        names = (str(name or "") for name in classes.of_row)
+        found["class"] = dict(zip(classes.index.tolist(), names, strict=True))
+    if outliers is not None and len(outliers.index):
+        p_values = dict(zip(outliers.index.tolist(), outliers.p_value.tolist(), strict=True))
+        found["outlier_p_value"] = {row: f"{p:.3g}" for row, p in p_values.items()}
+        # colours are linear there, and the odd ones are all near 0
+        found["outlier_minus_log10_p"] = {
+            row: f"{-math.log10(p):.3f}" for row, p in p_values.items() if p > 0
+        }
+    if found:
+        add_to_projector(run.dir, found)
+
+
 def _free(run: Run, options: PageOptions) -> Path:
     """Where the page goes; what is no page of ours is not replaced unasked."""
     out = run.dir / NAME if options.out is None else options.out
@@ -193,13 +213,15 @@ def _rendered(
     datamodule, why_no_stamps = _stamps(data, model, datamodule, why_no_model)
     classes = _classes(run, options, data)
     outliers = _outliers(run, options, data)
+    _tell_projector(run, classes, outliers)
     panels = draw(run, model, datamodule, outliers)
     return _template(
         run=run,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         finished=_finished(run),
         verdict=facts.verdict(run),
-        is_collapsed=facts.is_collapsed(run),
+        useless=facts.why_useless(run),
+        is_collapsed=facts.why_useless(run) == "collapsed",
         kl_factor=kl_factor(run, model),
         checkpoint=None if model is None else _checkpoint(model),
         figures=facts.key_figures(run),
@@ -303,7 +325,7 @@ def _template(**context: Any) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["number"] = facts.number
+    environment.filters["number"] = number
 
     def source(name: str) -> str:
         return loader.get_source(environment, name)[0].strip()

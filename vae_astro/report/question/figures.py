@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from vae_astro.collapse.units import VERDICT_WORDS
 from vae_astro.report.palette import PALETTE
 from vae_astro.report.question.faults import FAULTS, PATHS
 from vae_astro.report.question.measure import Answer, ClassMap, Outcome
+from vae_astro.report.sheet import shared_stretch
 
 __all__ = ["TITLES", "draw_classes", "draw_paths", "draw_weights"]
 
@@ -20,7 +22,6 @@ TITLES = {"simulated": "simulated stamps", "ztf": "ZTF science cutouts"}
 STRETCH_WORDS = {"minmax": "min-max"}
 """Normalisations that are called otherwise in words."""
 VERDICT_COLOURS = {"full": "#c8c8c8", "partial": "#f6d58a", "none": "#a9d3ee"}
-VERDICT_WORDS = {"full": "full collapse", "partial": "partial collapse", "none": "no collapse"}
 MARKERS = "os^Dv*PX"
 LETTERS = "ABCDEFGH"
 GRID = 13
@@ -46,7 +47,7 @@ def draw_paths(answer: Answer) -> Figure:
     shown = {outcome.verdict for outcome in answer.outcomes.values() if outcome.weight is None}
     handles = [
         Rectangle((0, 0), 1, 1, color=VERDICT_COLOURS[verdict], label=word)
-        for verdict, word in VERDICT_WORDS.items()
+        for verdict, word in reversed(VERDICT_WORDS.items())
         if verdict in shown
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
@@ -168,7 +169,7 @@ def _labels(ax: Axes, found: ClassMap, ranks: np.ndarray) -> None:
 
 def _sheet(ax: Axes, found: ClassMap, ranks: np.ndarray) -> None:
     """In each cell of a grid the stamp that lies nearest to its middle."""
-    low, high = np.percentile(found.images, [1, 99.5])
+    low, high = shared_stretch(found.images)
     for cell in np.ndindex(GRID, GRID):
         offset = ranks * GRID - cell - 0.5
         inside = (np.abs(offset) < 0.5).all(axis=1)

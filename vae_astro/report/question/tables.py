@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vae_astro.collapse.units import FULL_COLLAPSE_NATS
+from vae_astro.collapse.units import FULL_COLLAPSE_NATS, VERDICT_WORDS
 from vae_astro.report.question.faults import FAULTS
-from vae_astro.report.question.figures import STRETCH_WORDS, TITLES, VERDICT_WORDS, short
+from vae_astro.report.question.figures import STRETCH_WORDS, TITLES, short
 from vae_astro.report.question.measure import Answer, Needed, Outcome
 
 __all__ = [
