@@ -155,7 +155,7 @@ def log_var_is_free(bench: Bench) -> list[Finding]:
     _, spread = bench.posterior(n)
     if not spread.requires_grad:
         raise Untestable("no weight moves the log-variance")
-    low, high = spread.aminmax()
+    low, high = spread.detach().aminmax()
     findings = []
     for bound in {float(low), float(high)}:
         at_bound = spread == bound

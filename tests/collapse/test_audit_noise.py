@@ -1,0 +1,680 @@
+"""Experiments on the sampling, with noise whose size is exact: words, numbers, thresholds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hand_made import Weights, bench_of, column, passes_of, told
+from torch import Tensor, nn
+
+from vae_astro.collapse.audit.adapters import OwnSubject
+from vae_astro.collapse.audit.bench import Bench, Evidence
+from vae_astro.collapse.audit.findings import Untestable
+from vae_astro.collapse.audit.noise import (
+    evaluation_is_repeatable,
+    log_var_learns_from_output,
+    noise_follows_log_var,
+    one_meaning,
+)
+from vae_astro.collapse.audit.outputs import STD_OF, Reading
+from vae_astro.vae import VAE
+
+DOUBLE = torch.float64
+
+
+def first_draws(n: int = 1) -> list[np.ndarray]:
+    """What a model draws first in passes with the seeds 1 and 2."""
+    generators = (torch.Generator().manual_seed(seed) for seed in (1, 2))
+    return [torch.randn(n, generator=each).double().numpy() for each in generators]
+
+
+def signs_like(x: Tensor) -> Tensor:
+    """-1 and 1 in a new order: as many of each, so mean and size of the noise are exact."""
+    values = torch.ones(x.numel(), dtype=x.dtype)
+    values[::2] = -1
+    return values[torch.randperm(x.numel())].view(x.shape)
+
+
+# Repeatable in evaluation
+
+
+def shaken(mean: float = 0.0, output: float = 0.0, recon: float = 0.0) -> Bench:
+    """1 plus so much of one draw: as mean, as output of a code and as output of the stamps."""
+
+    def answer(x: Tensor, code: Tensor | None) -> Reading:
+        draw = torch.randn(1).double()
+        ones = torch.ones(len(x), 2, dtype=DOUBLE)
+        made = ones + (recon if code is None else output) * draw
+        return Reading(recon=made, mean=ones + mean * draw)
+
+    return bench_of(answer, column(40))
+
+
+def change_of(share: float) -> float:
+    a, b = (float(1 + share * each[0]) for each in first_draws())
+    return abs(a - b) / math.sqrt((a**2 + b**2) / 2)
+
+
+SHARE_OF_ONE = 1 / abs(float(np.subtract(*first_draws())[0]))
+"""Of a draw that makes a change of 1."""
+
+
+def test_model_without_noise_is_repeatable_and_its_forward_does_not_sample():
+    bench = shaken()
+    assert evaluation_is_repeatable(bench) == []
+    assert bench.facts == {"forward_samples_in_evaluation": False}
+    assert passes_of(bench) == [(16, False)] * 4
+
+
+def test_noise_in_the_mean_is_told_by_its_size():
+    bench = shaken(mean=0.1, output=0.3)
+    assert told(evaluation_is_repeatable(bench)) == [
+        (
+            "noise-in-evaluation",
+            "the same stamps twice in evaluation mode: the posterior mean differs by "
+            f"{100 * change_of(0.1):.3g} % of its size",
+        )
+    ]
+    assert bench.facts == {}
+
+
+def test_noise_in_the_output_of_a_code_is_told_by_its_size():
+    bench = shaken(output=0.3)
+    assert told(evaluation_is_repeatable(bench)) == [
+        (
+            "noise-in-evaluation",
+            "the same code twice in evaluation mode: the output differs by "
+            f"{100 * change_of(0.3):.3g} % of its size",
+        )
+    ]
+    assert bench.facts == {}
+
+
+@pytest.mark.parametrize(("change", "is_noise"), [(0.99e-6, False), (1.01e-6, True)])
+def test_a_millionth_is_rounding_and_more_is_noise(change, is_noise):
+    share = change * SHARE_OF_ONE
+    for bench in (shaken(mean=share), shaken(output=share)):
+        names = [each.name for each in evaluation_is_repeatable(bench)]
+        assert names == ["noise-in-evaluation"] * is_noise
+    bench = shaken(recon=share)
+    assert evaluation_is_repeatable(bench) == []
+    assert bench.facts == {"forward_samples_in_evaluation": is_noise}
+
+
+def test_model_that_hands_out_no_mean_and_takes_no_code_is_asked_for_its_output():
+    bench = bench_of(lambda x, code: Reading(recon=x + torch.rand(1)), column(9))
+    bench.subject.reaches_code = False
+    assert evaluation_is_repeatable(bench) == []
+    assert bench.facts == {"forward_samples_in_evaluation": True}
+    bench = bench_of(lambda x, code: Reading(mean=x), column(9))
+    bench.subject.reaches_code = False
+    assert evaluation_is_repeatable(bench) == []
+    assert bench.facts == {}
+
+
+def test_forward_of_our_own_model_is_not_asked_whether_it_samples():
+    vae = VAE((1, 16, 16), model={"name": "linear"}).eval()
+    bench = Bench(OwnSubject(vae), torch.randn(4, 1, 16, 16))
+    assert evaluation_is_repeatable(bench) == []
+    assert bench.facts == {}
+
+
+# Noise against log-variance
+
+Sample = Callable[[Tensor, Tensor], Tensor]
+"""Code from mean and spread."""
+
+
+def sampled(
+    sample: Sample,
+    spread: Any = (0.0, 0.0),
+    *,
+    stamps: Tensor | None = None,
+    make: Callable[[Tensor], Tensor] = lambda w: w,
+    claim: str | None = None,
+) -> Bench:
+    """Means -0.5 and 0.5, a spread for each unit made of its weight, and a code in training."""
+    module = Weights(*spread)
+
+    def answer(x: Tensor, code: Tensor | None) -> Reading:
+        made = make(module.w).expand(len(x), len(spread))
+        mean = (x % 2 - 0.5).expand_as(made)
+        drawn = sample(mean, made) if module.training else mean
+        return Reading(recon=drawn, mean=mean, spread=made, claim=claim, code=drawn)  # type: ignore[arg-type]
+
+    return bench_of(answer, column(40) if stamps is None else stamps, module, len(spread))
+
+
+def following(meaning: str, scale: float = 1.0, centre: float = 0.0) -> Sample:
+    """Noise of exactly this size and average, in units of the standard deviation."""
+    width = math.sqrt(1 - centre**2)
+
+    def sample(mean: Tensor, spread: Tensor) -> Tensor:
+        std = torch.ones_like(spread) if meaning == "constant" else STD_OF[meaning](spread)
+        return mean + scale * std * (centre + width * signs_like(mean))
+
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("meaning", "words"),
+    [
+        ("log_var", "exp(0.5 log_var)"),
+        ("log_std", "exp(log_var)"),
+        ("std", "log_var itself"),
+        ("var", "the root of log_var"),
+        ("constant", "a constant"),
+    ],
+)
+def test_formula_of_the_noise_is_found_by_moving_the_log_variance(meaning, words):
+    bench = sampled(following(meaning), (0.5, 0.5))
+    assert noise_follows_log_var(bench) == []
+    measured = f"over log-variances from -3 to 3 the noise is 1 times {words}"
+    assert bench.noise == Evidence(meaning, measured, is_positive=False)
+    assert bench.module.w.tolist() == [0.5, 0.5]
+    assert not bench.module.training
+
+
+@pytest.mark.parametrize(("make", "is_positive"), [(nn.Softplus(), True), (lambda w: w, False)])
+def test_spread_that_was_positive_wherever_it_was_moved_is_said_to_be(make, is_positive):
+    bench = sampled(following("std"), (0.5, 0.5), make=make)
+    assert noise_follows_log_var(bench) == []
+    assert bench.noise is not None
+    assert (bench.noise.meaning, bench.noise.is_positive) == ("std", is_positive)
+
+
+@pytest.mark.parametrize(("n_units", "n_passes"), [(1, 20), (2, 20), (4, 10), (8, 5), (40, 4)])
+def test_some_640_numbers_are_drawn_at_each_level(n_units, n_passes):
+    bench = sampled(following("log_var", 2.0), (0.0,) * n_units)
+    (finding,) = noise_follows_log_var(bench)
+    n_draws = 5 * 16 * n_passes * n_units
+    assert finding.measured == (
+        f"over {n_draws} draws in training mode the noise is 2 times exp(0.5 log_var)"
+    )
+    # six settings of the weights, and twice the posterior to find those weights
+    assert passes_of(bench).count((16, True)) == 6 * n_passes + 2
+    assert {n for n, _ in passes_of(bench)} == {16}
+
+
+@pytest.mark.parametrize(
+    ("scale", "is_found"), [(0.79, True), (0.81, False), (1.24, False), (1.26, True)]
+)
+def test_noise_may_be_off_by_a_quarter(scale, is_found):
+    bench = sampled(following("log_var", scale))
+    measured = f"over 3200 draws in training mode the noise is {scale:.3g} times exp(0.5 log_var)"
+    assert told(noise_follows_log_var(bench)) == [("noise-scale", measured)] * is_found
+    assert bench.noise == Evidence(
+        "log_var",
+        f"over log-variances from -3 to 3 the noise is {scale:.3g} times exp(0.5 log_var)",
+    )
+
+
+@pytest.mark.parametrize("centre", [0.19, 0.21, -0.19, -0.21])
+def test_noise_may_be_off_centre_by_a_fifth_of_its_size(centre):
+    measured = (
+        f"in units of exp(0.5 log_var) the noise averages {1.1 * centre:.3g}, with a root mean "
+        "square of 1.1"
+    )
+    found = told(noise_follows_log_var(sampled(following("log_var", 1.1, centre))))
+    assert found == [("noise-biased", measured)] * (abs(centre) > 0.2)
+
+
+def test_noise_off_centre_and_of_another_size_is_told_twice():
+    names = [each.name for each in noise_follows_log_var(sampled(following("log_var", 3.0, 0.5)))]
+    assert names == ["noise-biased", "noise-scale"]
+
+
+def scatter(tilt: float) -> float:
+    """Of noise exp((0.5 + tilt) s) against exp(0.5 s), at the start, 0, and the four levels."""
+    spreads = np.repeat([-3.0, -1.0, 0.0, 1.0, 3.0], 640)
+    bins = np.array_split(np.exp(tilt * spreads), 8)
+    return float(np.std([np.log(np.sqrt((each**2).mean())) for each in bins], ddof=1))
+
+
+def tilted(tilt: float) -> Bench:
+    return sampled(lambda mean, s: mean + torch.exp((0.5 + tilt) * s) * signs_like(mean))
+
+
+@pytest.mark.parametrize("off", [0.249, 0.251])
+def test_noise_follows_a_formula_up_to_a_scatter_of_a_quarter(off):
+    tilt = 0.125
+    for _ in range(20):  # the scatter grows nearly in proportion
+        tilt *= off / scatter(tilt)
+    names = [each.name for each in noise_follows_log_var(tilted(tilt))]
+    assert names == ["noise-formula"] * (off > 0.25)
+
+
+def test_noise_of_no_formula_is_told_with_the_nearest():
+    bench = tilted(-0.25)  # exp(0.25 log_var): as far from exp(0.5 log_var) as from a constant
+    bench_near = tilted(-0.2)
+    off = 100 * scatter(-0.2)
+    assert told(noise_follows_log_var(bench_near)) == [
+        (
+            "noise-formula",
+            "over log-variances from -3 to 3 the noise follows none of exp(0.5 log_var), "
+            "exp(log_var), log_var itself, the root of log_var, a constant; the nearest is "
+            f"exp(0.5 log_var), off by {off:.0f} %",
+        )
+    ]
+    assert bench_near.noise is None
+    assert [each.name for each in noise_follows_log_var(bench)] == ["noise-formula"]
+
+
+@pytest.mark.parametrize(("start", "seen"), [(0.0, "-3 to 3"), (5.0, "-3 to 5"), (-4.0, "-4 to 3")])
+def test_code_that_equals_the_mean_has_no_noise(start, seen):
+    bench = sampled(lambda mean, s: mean, (start, start))
+    assert told(noise_follows_log_var(bench)) == [
+        (
+            "noise-missing",
+            f"in training mode, at log-variances from {seen}, the code equals the mean",
+        )
+    ]
+
+
+def test_what_rounding_leaves_between_code_and_mean_is_no_noise():
+    (finding,) = noise_follows_log_var(sampled(lambda mean, s: mean * (1 + 2.9e-6)))
+    assert finding.name == "noise-missing"
+    reason = "the code is not mean plus noise: something acts on it, as a flow does"
+    with pytest.raises(Untestable, match=f"^{reason}$"):
+        noise_follows_log_var(sampled(lambda mean, s: mean * (1 + 3.1e-6)))
+    # one unit with noise is enough
+    bench = sampled(
+        lambda mean, s: mean + torch.tensor([0.0, 1.0]) * torch.exp(0.5 * s) * signs_like(mean)
+    )
+    assert "noise-missing" not in [each.name for each in noise_follows_log_var(bench)]
+
+
+def shifting(shift: float) -> Sample:
+    noise = following("log_var")
+    return lambda mean, s: noise(mean, s) + shift
+
+
+def rms_of_levels() -> float:
+    return math.sqrt(sum(math.exp(s) for s in (0, -3, -1, 1, 3)) / 5)
+
+
+@pytest.mark.parametrize(("share", "is_shifted"), [(0.0099, False), (0.0101, True)])
+def test_code_that_stays_off_the_mean_where_noise_should_vanish_is_no_mean_plus_noise(
+    share, is_shifted
+):
+    # the shift adds to the noise of the levels, not much at a hundredth of it
+    bench = sampled(shifting(share * rms_of_levels()))
+    if is_shifted:
+        with pytest.raises(Untestable, match="something acts on it"):
+            noise_follows_log_var(bench)
+    else:
+        assert noise_follows_log_var(bench) == []
+
+
+def test_noise_that_does_not_vanish_but_is_new_each_time_is_no_shift():
+    bench = sampled(following("constant"))
+    assert noise_follows_log_var(bench) == []
+    assert bench.noise is not None
+    assert bench.noise.meaning == "constant"
+
+
+def test_shift_is_not_told_where_the_noise_cannot_vanish():
+    bench = sampled(shifting(0.1), make=lambda w: w.clamp(min=-14.9))
+    assert noise_follows_log_var(bench) == []
+    with pytest.raises(Untestable, match="something acts on it"):
+        noise_follows_log_var(sampled(shifting(0.1), make=lambda w: w.clamp(min=-15.1)))
+    # a log-variance of one unit that stays is enough not to tell
+    one = sampled(shifting(0.1), make=lambda w: torch.stack([w[0], w[1].clamp(min=-5)]))
+    assert noise_follows_log_var(one) == []
+
+
+def test_levels_at_which_the_code_is_not_finite_are_left_out():
+    follow = following("log_var")
+    bench = sampled(lambda mean, s: torch.where(s > 2, torch.inf, follow(mean, s)))
+    assert noise_follows_log_var(bench) == []
+    assert bench.noise is not None
+    assert bench.noise.measured.startswith("over log-variances from -3 to 1 the noise is 1 times")
+
+
+# Where no weight moves the log-variance
+
+
+def fixed(
+    sample: Sample, spread: Tensor, mean: Tensor | None = None, claim: str | None = None
+) -> Bench:
+    """Log-variances that no weight moves: rows of numbers, one for each stamp."""
+    means = torch.zeros_like(spread) if mean is None else mean
+
+    def answer(x: Tensor, code: Tensor | None) -> Reading:
+        rows = x[:, 0].long()
+        code = sample(means[rows], spread[rows])
+        return Reading(recon=x, mean=means[rows], spread=spread[rows], code=code, claim=claim)  # type: ignore[arg-type]
+
+    return bench_of(answer, column(len(spread)), Weights(0.0))
+
+
+def two_units(first: float, second: float) -> Tensor:
+    return torch.tensor([[first, second]], dtype=DOUBLE).repeat(16, 1)
+
+
+@pytest.mark.parametrize(
+    ("claim", "kl", "words"),
+    [
+        ("std", "log_std", "log_var itself"),
+        (None, "log_std", "exp(log_var)"),
+        (None, None, "exp(0.5 log_var)"),
+    ],
+)
+def test_noise_of_a_fixed_log_variance_is_judged_by_its_name_or_by_the_kl(claim, kl, words):
+    bench = fixed(following("constant", 9.0), two_units(1.0, 1.0), claim=claim)
+    bench.kl = kl and Evidence(kl, "")
+    size = {"log_var itself": 9, "exp(log_var)": 9 / math.e, "exp(0.5 log_var)": 9 / math.exp(0.5)}
+    assert told(noise_follows_log_var(bench)) == [
+        (
+            "noise-scale",
+            f"over 640 draws in training mode the noise is {size[words]:.3g} times {words}",
+        )
+    ]
+    assert bench.noise is None
+    assert passes_of(bench).count((16, True)) == 21
+
+
+@pytest.mark.parametrize(("width", "is_told"), [(1.0, False), (1.01, True)])
+def test_log_variances_more_than_one_apart_tell_a_formula(width, is_told):
+    bench = fixed(following("log_var"), two_units(0.0, width))
+    assert noise_follows_log_var(bench) == []
+    assert (bench.noise is not None) == is_told
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "is_near"),
+    [(29.9, 1.0, True), (30.0, 1.0, False), (-29.9, 1.0, True), (-31.0, 1.0, False),
+     (0.0, 5.9, True), (0.0, 6.0, False), (0.0, -5.9, True), (0.0, -6.1, False)],
+)  # fmt: skip
+def test_means_and_log_variances_far_out_are_left_out(mean, spread, is_near):
+    means, spreads = torch.zeros(16, 2, dtype=DOUBLE), torch.ones(16, 2, dtype=DOUBLE)
+    means[3, 0], spreads[3, 0] = mean, spread
+    (finding,) = noise_follows_log_var(fixed(following("std", 3.0), spreads, means, "log_var"))
+    assert finding.measured.startswith(f"over {640 if is_near else 620} draws")
+
+
+@pytest.mark.parametrize(("n_near", "is_enough"), [(10, True), (9, False)])
+def test_noise_is_judged_from_four_hundred_numbers_on(n_near, is_enough):
+    means = torch.full((16, 2), 99.0, dtype=DOUBLE)
+    means[:n_near] = 0
+    bench = fixed(following("log_var", 2.0), two_units(0.0, 0.0), means)
+    if is_enough:
+        (finding,) = noise_follows_log_var(bench)
+        assert finding.measured.startswith("over 400 draws")
+    else:
+        with pytest.raises(
+            Untestable,
+            match=r"^means and log-variances lie too far out to tell the noise from rounding$",
+        ):
+            noise_follows_log_var(bench)
+
+
+def test_code_that_cannot_be_seen_cannot_be_judged():
+    bench = bench_of(lambda x, code: Reading(mean=x, spread=x), column(9), Weights(0.0))
+    with pytest.raises(Untestable, match=r"^the code cannot be seen between encoder and decoder$"):
+        noise_follows_log_var(bench)
+
+
+# Independence
+
+
+def frozen(mean: Tensor, fresh: float) -> Tensor:
+    """The same noise at every pass, and so much that is new."""
+    same = torch.randn(mean.shape, generator=torch.Generator().manual_seed(5)).to(mean)
+    return same + fresh * signs_like(mean)
+
+
+@pytest.mark.parametrize(("fresh", "is_frozen"), [(0.0, True), (0.005, True), (0.02, False)])
+def test_noise_that_is_the_same_at_every_pass_is_frozen(fresh, is_frozen):
+    same = frozen(torch.zeros(16, 2, dtype=DOUBLE), 0.0).numpy()
+    size = math.exp(0.25) * float(np.sqrt((same**2).mean()))
+    bench = sampled(lambda mean, s: mean + torch.exp(0.5 * s) * frozen(mean, fresh), (0.5, 0.5))
+    found = dict(told(noise_follows_log_var(bench)))
+    measured = (
+        "20 passes in training mode with other seeds drew the same noise, of a root mean square "
+        f"of {size:.3g}"
+    )
+    if fresh == 0:
+        assert found["noise-frozen"] == measured
+    assert ("noise-frozen" in found) == is_frozen
+    assert (bench.noise is None) == is_frozen
+
+
+def shared(dim: int, own: float) -> Callable[[Tensor], Tensor]:
+    """One draw of 1 or -1 along an axis, and so much that each has of its own."""
+
+    def draw(mean: Tensor) -> Tensor:
+        one = signs_like(mean.select(dim, 0)).unsqueeze(dim)
+        if one.numel() < 3:  # not the same two at every pass
+            one = 2 * torch.randint(2, one.shape).to(mean) - 1
+        return one + own * signs_like(mean)
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    ("dim", "who"), [(0, "the 16 stamps of a batch"), (1, "the 4 units of a stamp")]
+)
+def test_noise_that_stamps_or_units_share_is_told(dim, who):
+    draw = shared(dim, 0.0)
+    bench = sampled(lambda mean, s: mean + torch.exp(0.5 * s) * draw(mean), (0.0,) * 4)
+    found = dict(told(noise_follows_log_var(bench)))
+    assert found["noise-shared"] == (
+        f"{who} share one draw: within them the noise varies by 0 % of its size"
+    )
+    assert bench.noise is None
+
+
+@pytest.mark.parametrize(("own", "is_shared"), [(0.04, True), (0.06, False)])
+@pytest.mark.parametrize(("dim", "n_units"), [(0, 1), (1, 16)])
+def test_noise_of_which_each_has_a_twentieth_is_not_shared(dim, n_units, own, is_shared):
+    draw = shared(dim, own)
+    bench = sampled(lambda mean, s: mean + torch.exp(0.5 * s) * draw(mean), (0.0,) * n_units)
+    names = [each.name for each in noise_follows_log_var(bench)]
+    assert ("noise-shared" in names) == is_shared
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_one_draw_is_told_where_log_variances_differ(dim):
+    draw = shared(dim, 0.0)
+    spreads = torch.linspace(-2, 2, 16 * 4, dtype=DOUBLE).view(16, 4)
+    bench = fixed(lambda mean, s: mean + torch.exp(0.5 * s) * draw(mean), spreads)
+    assert "noise-shared" in [each.name for each in noise_follows_log_var(bench)]
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_one_draw_is_told_where_the_noise_does_not_follow_the_log_variance(dim):
+    draw = shared(dim, 0.0)
+    spreads = torch.linspace(-2, 2, 16 * 4, dtype=DOUBLE).view(16, 4)
+    # for units with sizes of their own that the log-variance does not tell
+    bench = fixed(lambda mean, s: mean + torch.tensor([1.0, 2.0, 3.0, 4.0]) * draw(mean), spreads)
+    assert "noise-shared" in [each.name for each in noise_follows_log_var(bench)]
+
+
+def test_one_unit_shares_nothing_with_others():
+    assert noise_follows_log_var(sampled(following("log_var"), (0.0,))) == []
+
+
+# One meaning
+
+
+def asked(
+    named: str | None, kl: str | None, noise: str | None, *, is_positive: bool = False
+) -> Bench:
+    bench = bench_of(lambda x, code: Reading(claim=named), column(9))  # type: ignore[arg-type]
+    bench.kl = kl and Evidence(kl, "the KL reads it so")  # type: ignore[assignment]
+    bench.noise = noise and Evidence(noise, "the noise is so", is_positive)  # type: ignore[assignment]
+    return bench
+
+
+RETURN_IT = "; if it is a log standard deviation, return it as log_std or give the loss"
+
+
+@pytest.mark.parametrize(
+    ("named", "kl", "noise", "expected"),
+    [
+        # all agree, or there is nothing to agree on
+        (None, None, None, []),
+        ("log_var", None, None, []),
+        ("log_var", "log_var", "log_var", []),
+        ("log_var", "std", "std", []),
+        (None, "log_var", "log_var", []),
+        ("log_var", None, "log_var", []),
+        ("log_var", "log_var", None, []),
+        (None, "var", None, []),
+        (None, None, "log_var", []),
+        # the name decides
+        ("log_var", None, "log_std", [("noise-exp-log-var", "the noise is so")]),
+        ("log_var", None, "std", [("noise-formula", "the noise is so")]),
+        ("log_std", None, "log_var", [("noise-formula", "the noise is so")]),
+        ("log_var", "log_var", "log_std", [("noise-exp-log-var", "the noise is so")]),
+        (
+            "log_var", "std", "log_var",
+            [("kl-log-var-taken-for-std", "the KL reads it so, where a log_var is meant")],
+        ),
+        (
+            "log_var", "log_std", None,
+            [("kl-log-var-taken-for-std", "the KL reads it so, where a log_var is meant")],
+        ),
+        ("log_var", "var", None, [("kl-formula", "the KL reads it so, where a log_var is meant")]),
+        ("std", "log_std", None, [("kl-formula", "the KL reads it so, where a std is meant")]),
+        (
+            "std", "log_var", "var",
+            [
+                ("noise-formula", "the noise is so"),
+                ("kl-formula", "the KL reads it so, where a std is meant"),
+            ],
+        ),
+        # without a name a log-variance is meant, if one of the two takes it so
+        (None, "log_var", "log_std", [("noise-exp-log-var", "the noise is so")]),
+        (None, "log_var", "constant", [("noise-formula", "the noise is so")]),
+        (
+            None, "log_std", "log_var",
+            [("kl-log-var-taken-for-std", "the KL reads it so, where a log_var is meant")],
+        ),
+        (None, "var", "log_var", [("kl-formula", "the KL reads it so, where a log_var is meant")]),
+        # or else what the KL takes it for
+        (None, "std", "log_std", [("noise-formula", "the noise is so")]),
+        # without a loss too
+        (None, None, "log_std", [("noise-exp-log-var", "the noise is so" + RETURN_IT)]),
+        (None, None, "std", [("noise-formula", "the noise is so" + RETURN_IT)]),
+        (None, None, "constant", [("noise-formula", "the noise is so" + RETURN_IT)]),
+    ],
+)  # fmt: skip
+def test_name_kl_and_noise_must_mean_the_same(named, kl, noise, expected):
+    assert told(one_meaning(asked(named, kl, noise))) == expected
+
+
+@pytest.mark.parametrize(
+    ("noise", "n_found"), [("std", 0), ("var", 0), ("constant", 1), ("log_std", 1)]
+)
+def test_spread_that_is_positive_may_be_a_standard_deviation_or_a_variance(noise, n_found):
+    assert len(one_meaning(asked(None, None, noise, is_positive=True))) == n_found
+
+
+# Gradient to the log-variance
+
+
+class Sampler(nn.Module):
+    """Mean of one weight, log-variance of others, and what the output is made of."""
+
+    def __init__(
+        self, output: Callable[[Sampler, Tensor, Tensor], Tensor], share: float = 50.0
+    ) -> None:
+        super().__init__()
+        self.both = nn.Parameter(torch.tensor([0.1, 0.1], dtype=DOUBLE))
+        self.share = share
+        self.weak = nn.Parameter(torch.zeros(3, dtype=DOUBLE))
+        self.strong = nn.Parameter(torch.zeros(5, dtype=DOUBLE))
+        self.output = output
+
+    def answer(self, x: Tensor, code: Tensor | None) -> Reading:
+        turned = 2 * (x % 2) - 1  # so that a plain sum of the means does not tell of `both`
+        mean = turned * self.both[0]
+        spread = self.weak.sum() + 3 * self.strong.sum() + self.share * self.both.sum()
+        spread = spread.expand(len(x), 1)
+        return Reading(recon=self.output(self, mean, spread), mean=mean, spread=spread)
+
+
+def sampler(output: Callable[[Sampler, Tensor, Tensor], Tensor], share: float = 50.0) -> Bench:
+    module = Sampler(output, share)
+    return bench_of(module.answer, column(40), module, 1)
+
+
+def test_output_that_moves_the_log_variance_is_no_finding():
+    bench = sampler(lambda module, mean, spread: mean + torch.exp(0.5 * spread) * 0.3)
+    assert log_var_learns_from_output(bench) == []
+    assert set(passes_of(bench)) == {(16, True)}
+    assert len(passes_of(bench)) == 2
+    assert not bench.module.training
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda module, mean, spread: mean,
+        lambda module, mean, spread: mean + spread.detach(),
+        lambda module, mean, spread: mean.detach(),
+        lambda module, mean, spread: mean + 0 * spread,
+    ],
+)
+def test_output_that_does_not_move_the_log_variance_is_told_with_its_weights(output):
+    bench = sampler(output)
+    assert told(log_var_learns_from_output(bench)) == [
+        # the second of `both`, whose gradient is the largest
+        (
+            "log-var-without-gradient",
+            "the output moves none of the 1 weights that set the log-variance",
+        )
+    ]
+    assert bench.module.both.tolist() == [0.1, 0.1]
+
+
+def test_weights_that_move_the_log_variance_most_are_the_ones_that_are_asked():
+    def output(module: Sampler, mean: Tensor, spread: Tensor) -> Tensor:
+        return mean + spread - 3 * module.strong.sum()
+
+    (finding,) = log_var_learns_from_output(sampler(output, share=1.0))
+    assert finding.measured == "the output moves none of the 5 weights that set the log-variance"
+    # one weight of 4.1 and one that the mean needs: 8.4 in the mean square, against 9
+    (finding,) = log_var_learns_from_output(sampler(output, share=4.1))
+    assert "none of the 5 weights" in finding.measured
+    assert log_var_learns_from_output(sampler(output, share=4.3)) == []
+
+
+def test_weights_that_move_the_mean_too_tell_nothing_of_the_log_variance():
+    module = Weights(0.5)
+    bench = bench_of(
+        lambda x, code: Reading(
+            recon=x * module.w, mean=(2 * (x % 2) - 1) * module.w, spread=module.w.expand(len(x), 1)
+        ),
+        column(40),
+        module,
+        1,
+    )
+    with pytest.raises(
+        Untestable, match=r"^every weight that moves the log-variance moves the mean too$"
+    ):
+        log_var_learns_from_output(bench)
+
+
+def test_log_variance_that_no_weight_sets_learns_from_nothing():
+    bench = bench_of(lambda x, code: Reading(recon=x, mean=x, spread=x), column(9), Weights(0.0))
+    with pytest.raises(Untestable, match=r"^no weight moves the log-variance$"):
+        log_var_learns_from_output(bench)
+
+
+def test_mean_that_no_weight_sets_leaves_all_weights_to_the_log_variance():
+    module = Weights(0.0, 0.0)
+    bench = bench_of(
+        lambda x, code: Reading(recon=x, mean=x, spread=module.w.sum() * torch.ones_like(x)),
+        column(9),
+        module,
+    )
+    (finding,) = log_var_learns_from_output(bench)
+    assert finding.measured == "the output moves none of the 2 weights that set the log-variance"
