@@ -231,8 +231,8 @@ def _is_rectified(bench: Bench, units: Tensor) -> bool:
         return False
     if bool((units == 0).any()):
         return True
-    goal = -1e-3 * float(units.abs().mean())
-    return _pushed(bench, lambda: _hidden(bench, 4).units, -1, goal) == 0.0
+    below = -torch.finfo(units.dtype).tiny
+    return _pushed(bench, lambda: _hidden(bench, 4).units, -1, below) == 0.0
 
 
 def _is_still(bench: Bench, spread: Tensor) -> bool:
