@@ -89,3 +89,47 @@ def told(findings: Sequence[Finding]) -> list[tuple[str, str]]:
 def passes_of(bench: Bench) -> Any:
     """Those that a hand-made model has noted."""
     return bench.subject.passes  # type: ignore[attr-defined]
+
+
+def signs_like(x: Tensor) -> Tensor:
+    """-1 and 1 in a new order: as many of each, so mean and size of the noise are exact."""
+    values = torch.ones(x.numel(), dtype=x.dtype)
+    values[::2] = -1
+    return values[torch.randperm(x.numel())].view(x.shape)
+
+
+Sample = Callable[[Tensor, Tensor], Tensor]
+"""Code from mean and spread."""
+
+
+def sampled(
+    sample: Sample,
+    spread: Any = (0.0, 0.0),
+    *,
+    stamps: Tensor | None = None,
+    make: Callable[[Tensor], Tensor] = lambda w: w,
+) -> Bench:
+    """Means -0.5 and 0.5, a spread for each unit made of its weight, and a code in training."""
+    module = Weights(*spread)
+
+    def answer(x: Tensor, code: Tensor | None) -> Reading:
+        made = make(module.w).expand(len(x), len(spread))
+        mean = (x % 2 - 0.5).expand_as(made)
+        drawn = sample(mean, made) if module.training else mean
+        return Reading(recon=drawn, mean=mean, spread=made, code=drawn)
+
+    return bench_of(answer, column(40) if stamps is None else stamps, module, len(spread))
+
+
+def fixed(
+    sample: Sample, spread: Tensor, mean: Tensor | None = None, claim: str | None = None
+) -> Bench:
+    """Log-variances that no weight moves: rows of numbers, one for each stamp."""
+    means = torch.zeros_like(spread) if mean is None else mean
+
+    def answer(x: Tensor, code: Tensor | None) -> Reading:
+        rows = x[:, 0].long()
+        code = sample(means[rows], spread[rows])
+        return Reading(recon=x, mean=means[rows], spread=spread[rows], code=code, claim=claim)  # type: ignore[arg-type]
+
+    return bench_of(answer, column(len(spread)), Weights(0.0))

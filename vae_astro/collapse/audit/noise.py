@@ -321,8 +321,8 @@ def _is_shifted(silent: _Level, every: _Level) -> bool:
 def _independence(levels: list[_Level]) -> list[Finding]:
     """Whether stamps, units and passes get noise of their own."""
     level = min(levels, key=lambda each: abs(float(each.spread.mean())))
-    size = level.error.square().mean((0, 1, 2)).sqrt()
-    noise = level.error / level.error.square().mean((0, 1), keepdim=True).sqrt().clamp(min=1e-30)
+    size = level.error.square().mean().sqrt()
+    noise = level.error / level.error.square().mean((0, 1)).sqrt().clamp(min=1e-30)
     if relative_change(noise[0], noise[1]) < 0.01:
         measured = (
             f"{len(noise)} passes in training mode with other seeds drew the same noise, of a "
