@@ -111,6 +111,7 @@ def sampled(
 ) -> Bench:
     """Means -0.5 and 0.5, a spread for each unit made of its weight, and a code in training."""
     module = Weights(*spread)
+    module.of_the_decoder = nn.Parameter(torch.ones(3))
 
     def answer(x: Tensor, code: Tensor | None) -> Reading:
         made = make(module.w).expand(len(x), len(spread))

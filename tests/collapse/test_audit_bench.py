@@ -45,6 +45,7 @@ def test_pushing_stops_where_there_is_no_gradient_or_no_number():
     weights = torch.ones(3, requires_grad=True)
     assert reach(lambda: weights.detach(), [weights], 1, 10.0) == 1
     assert reach(lambda: weights * torch.nan, [weights], 1, 10.0) == -math.inf
+    assert reach(lambda: weights, [weights], 1, 1.0) == 1  # it is there already
     assert torch.equal(weights, torch.ones(3))
 
 

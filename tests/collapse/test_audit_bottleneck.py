@@ -220,14 +220,14 @@ class Unlayered(nn.Module):
 def unlayered(make: Callable[[nn.Module, Tensor], Tensor], n_made: int = 2) -> Bench:
     torch.manual_seed(0)
     module = Unlayered(make, n_made)
-    return bench_of(module.answer, torch.randn(12, 3), module)
+    return bench_of(module.answer, torch.randn(70, 3), module)
 
 
 def test_units_that_no_layer_made_are_called_what_the_layer_is_given():
     bench = unlayered(lambda layer, x: layer(torch.full_like(x, 7.0)))
     (finding,) = bottleneck_is_alive(bench)
     assert finding.measured == (
-        "3 units before the code (what fc_mu is given), over 12 stamps: 0 differ between stamps, "
+        "3 units before the code (what fc_mu is given), over 64 stamps: 0 differ between stamps, "
         "0 % of values are 0"
     )
 
@@ -245,6 +245,7 @@ def test_layers_that_give_the_same_numbers_for_all_stamps_are_not_confused():
     ("make", "reason"),
     [
         (lambda layer, x: layer(x), "there is no layer between the stamps and the code"),
+        (lambda layer, x: layer(x.clone()), "there is no layer between the stamps and the code"),
         (
             lambda layer, x: torch.tanh(layer(x)),
             "the layer that makes the means could not be told",
@@ -254,6 +255,13 @@ def test_layers_that_give_the_same_numbers_for_all_stamps_are_not_confused():
 def test_layer_before_the_code_that_is_not_there_or_not_told(make, reason):
     with pytest.raises(Untestable, match=f"^{reason}$"):
         bottleneck_is_alive(unlayered(make))
+
+
+def test_last_layer_is_meant_where_several_make_the_means():
+    bench = unlayered(lambda layer, x: layer(x))
+    bench.module.fc_mu = nn.Sequential(nn.Linear(3, 11), nn.Tanh(), nn.Linear(11, 2))
+    assert bottleneck_is_alive(bench) == []
+    assert bench.facts == {"bottleneck_units": 11, "bottleneck_alive": 11}
 
 
 def test_means_that_are_no_equal_part_of_what_a_layer_makes_are_not_taken_for_its_own():

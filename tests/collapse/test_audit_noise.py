@@ -48,6 +48,28 @@ def test_formula_of_the_noise_is_found_by_moving_the_log_variance(meaning, words
     assert not bench.module.training
 
 
+def test_log_variances_are_taken_to_the_same_levels_whatever_a_weight_does_to_them():
+    bench = sampled(following("log_var"), (0.1, 0.1), make=lambda w: 5 * w)
+    assert noise_follows_log_var(bench) == []
+    assert bench.noise is not None
+    assert bench.noise.measured.startswith("over log-variances from -3 to 3 the noise is 1 times")
+
+
+def test_weights_that_move_the_mean_too_stay_where_they_are():
+    module = Weights(0.3, 0.0)
+    follow = following("log_var")
+
+    def answer(x: Tensor, code: Tensor | None) -> Reading:
+        mean = (x % 2 - 0.5) * module.w[0]
+        spread = module.w.sum().expand_as(mean)
+        return Reading(mean=mean, spread=spread, code=follow(mean, spread))
+
+    bench = bench_of(answer, column(40), module, 1)
+    assert noise_follows_log_var(bench) == []
+    assert bench.noise is not None
+    assert bench.noise.measured.startswith("over log-variances from -3 to 3 the noise is 1 times")
+
+
 @pytest.mark.parametrize(("make", "is_positive"), [(nn.Softplus(), True), (lambda w: w, False)])
 def test_spread_that_was_positive_wherever_it_was_moved_is_said_to_be(make, is_positive):
     bench = sampled(following("std"), (0.5, 0.5), make=make)
@@ -242,6 +264,7 @@ def test_noise_of_a_fixed_log_variance_is_judged_by_its_name_or_by_the_kl(claim,
     ]
     assert bench.noise is None
     assert passes_of(bench).count((16, True)) == 21
+    assert passes_of(bench)[-1] == (2, False)
 
 
 @pytest.mark.parametrize(("width", "is_told"), [(1.0, False), (1.01, True)])

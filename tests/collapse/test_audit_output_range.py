@@ -24,8 +24,8 @@ def drawing(
 
     def answer(x: Tensor, code: Tensor | None) -> Reading:
         value = module.w.expand(len(x), 1)
-        if code is not None:
-            value = 0 * value + code.sum(1)[:, None]
+        if by_code:
+            value = 0 * value if code is None else 0 * value + code.sum(1)[:, None]
         return Reading(recon=value.clamp(low, high).expand(x.shape))
 
     bench = bench_of(answer, stamps, module)
@@ -91,7 +91,7 @@ def test_output_is_pushed_no_further_than_the_stamps_lie():
 class Fragile(nn.Module):
     """A first weight that spoils all when it moves, one that is no use, some that lift by up to b.
 
-    So a push of all of them takes the output from -0.1 down, never up.
+    So a push of all of them takes the output from 0.9 down, never up.
     """
 
     def __init__(self, n_lifting: int, b: float) -> None:
@@ -103,11 +103,11 @@ class Fragile(nn.Module):
 
     def answer(self, x: Tensor, code: Tensor | None) -> Reading:
         lifted = sum(each.clamp(-self.b, self.b) for each in self.lifting)
-        return Reading(recon=(lifted + 0 * self.idle - 1e3 * self.first.abs()).expand(x.shape))
+        return Reading(recon=(1 + lifted + 0 * self.idle - 1e3 * self.first.abs()).expand(x.shape))
 
 
 @pytest.mark.parametrize(
-    ("n_lifting", "b", "highest"), [(2, 3, None), (2, 2.4, "4.7"), (3, 2, "3.9"), (1, 9, "-0.1")]
+    ("n_lifting", "b", "highest"), [(2, 3, None), (2, 1.9, "4.7"), (3, 1.5, "3.9"), (1, 9, "0.9")]
 )
 def test_where_pushing_all_weights_spoils_the_output_the_last_two_are_pushed_alone(
     n_lifting, b, highest
