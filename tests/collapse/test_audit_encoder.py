@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hand_made import HandMade, Table, Weights, bench_of, column, passes_of, told
+from hand_made import Table, Weights, bench_of, column, passes_of, told
 from torch import Tensor, nn
 
 from vae_astro.collapse.audit.bench import Bench, Evidence
@@ -350,9 +350,3 @@ def test_log_variance_that_no_weight_sets_cannot_be_stuck():
     bench = bench_of(lambda x, code: Reading(mean=x, spread=x), column(9), Weights(0.0))
     with pytest.raises(Untestable, match=r"^no weight moves the log-variance$"):
         log_var_is_free(bench)
-
-
-def test_hand_made_models_are_as_any_subject():
-    bench = bounded()
-    assert isinstance(bench.subject, HandMade)
-    assert bench.subject.changes(bench.stamps) is None
