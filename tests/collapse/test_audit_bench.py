@@ -1,4 +1,4 @@
-"""What the audit's experiments are made with: pushing, putting back, listening, comparing."""
+"""What the audit's experiments are made with: pushing, putting back, comparing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+from hand_made import Weights, bench_of, column
 from plain_vae import PlainVAE, sky_stamps
 from torch import Tensor, nn
 
 from vae_astro.collapse.audit.bench import preserved, reach, relative_change
-from vae_astro.collapse.audit.calls import Call, intercepted, survey
+from vae_astro.collapse.audit.findings import Untestable
 from vae_astro.collapse.audit.module import code_has_room
-from vae_astro.collapse.audit.outputs import STD_OF
+from vae_astro.collapse.audit.outputs import STD_OF, Reading
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,86 @@ def test_pushing_stops_where_there_is_no_gradient_or_no_number():
     weights = torch.ones(3, requires_grad=True)
     assert reach(lambda: weights.detach(), [weights], 1, 10.0) == 1
     assert reach(lambda: weights * torch.nan, [weights], 1, 10.0) == -math.inf
+    assert reach(lambda: weights, [weights], 1, 1.0) == 1  # it is there already
     assert torch.equal(weights, torch.ones(3))
+
+
+def test_pushing_passes_by_weights_that_the_measure_does_not_use():
+    unused, weights = torch.ones(2, requires_grad=True), torch.zeros(3, requires_grad=True)
+    assert reach(lambda: weights, [unused, weights], 1, 2.0) >= 2
+    assert torch.equal(unused, torch.ones(2))
+
+
+def test_pushing_takes_the_first_step_of_a_thousandth_and_then_each_half_as_long_again():
+    for goal, n_steps in ((0.0005, 1), (0.002, 2), (0.0026, 3)):
+        weights = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        furthest = reach(lambda w=weights: w, [weights], -1, -goal)
+        assert furthest == pytest.approx(-1e-3 * sum(1.5**k for k in range(n_steps)))
+        assert weights.tolist() == [furthest] * 3
+
+
+def test_pushing_ends_eight_orders_of_magnitude_out():
+    weights = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    furthest = reach(lambda: weights, [weights], 1, math.inf)
+    assert furthest == pytest.approx(1e-3 * sum(1.5**k for k in range(43)))
+
+
+def test_pushing_reports_the_furthest_element_and_the_furthest_step():
+    # moves together along the mean: up from 0.5, where the second falls by as much
+    weights = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    measured = reach(lambda: torch.cat([2 * weights, -weights]), [weights], 1, 1.0004)
+    assert measured == pytest.approx(1 + 2e-3)
+    # what starts at its best never gets better, and is pushed on all the same
+    peak = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    assert reach(lambda: 3 - (peak - 1e-4).square(), [peak], 1, 9.0) == pytest.approx(3, abs=1e-7)
+
+
+def test_pushing_reads_past_nan_and_stops_there():
+    weights = torch.zeros(1, requires_grad=True)
+    measured = reach(lambda: torch.cat([weights + 2, weights * torch.nan]), [weights], 1, 5.0)
+    assert measured == 2
+    assert weights.tolist() == [0]
+
+
+def test_bench_reads_with_the_same_noise_and_draws_the_same_codes():
+    bench = bench_of(lambda x, code: Reading(recon=torch.randn(2)), column(9), latent_dim=3)
+    first, second = bench.read(4).recon, bench.read(4).recon
+    torch.manual_seed(0)
+    noise = torch.randn(2)
+    assert torch.equal(first, noise)
+    assert torch.equal(second, noise)
+    drawn = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(bench.codes(5, 10.0), 10 * drawn.double())
+    assert torch.equal(bench.codes(5), drawn.double())
+    assert bench.few(4).tolist() == [[0], [1], [2], [3]]
+
+
+def test_bench_hands_out_mean_and_spread_flat():
+    bench = bench_of(lambda x, code: Reading(mean=x.view(-1, 1, 1), spread=-x), column(9))
+    mean, spread = bench.posterior(3)
+    assert mean.tolist() == [[0], [1], [2]]
+    assert spread.tolist() == [[0], [-1], [-2]]
+
+
+@pytest.mark.parametrize("reading", [Reading(), Reading(mean=column(3)), Reading(spread=column(3))])
+def test_posterior_that_lacks_a_part_is_none(reading):
+    bench = bench_of(lambda x, code: reading, column(9))
+    with pytest.raises(Untestable, match=r"^the model hands out no mean and log-variance$"):
+        bench.posterior(3)
+
+
+def test_code_that_cannot_be_reached_is_not_drawn():
+    bench = bench_of(lambda x, code: Reading(), column(9))
+    bench.subject.reaches_code = False
+    reason = "the code cannot be reached between encoder and decoder"
+    with pytest.raises(Untestable, match=f"^{reason}$"):
+        bench.codes(3)
+
+
+def test_parameters_of_a_bench_are_those_that_a_gradient_can_move():
+    module = Weights(1.0)
+    module.counts = nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False)
+    assert bench_of(lambda x, code: Reading(), column(9), module).parameters() == [module.w]
 
 
 def test_what_is_preserved_comes_back_after_an_error():
@@ -72,62 +152,6 @@ def test_what_is_preserved_comes_back_after_an_error():
 )
 def test_relative_change_is_that_of_root_mean_squares(a, b, expected):
     assert relative_change(torch.full((4,), a), torch.full((4,), b)) == pytest.approx(expected)
-
-
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 3)
-
-    def encode(self, x: Tensor) -> Tensor:
-        return self.layer(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.encode(x=x))
-
-
-def test_every_call_is_heard_in_the_order_in_which_it_begins():
-    module, x = Twice(), torch.randn(2, 3)
-    records = survey(module, lambda: module(x))
-    assert [each.call for each in records] == [
-        Call("encode()", 0),
-        Call("layer", 0),
-        Call("layer", 1),
-    ]
-    assert records[0].given is x
-    assert records[0].output is records[1].output
-    assert torch.equal(records[2].output, module(x))
-
-
-def test_one_call_of_many_is_given_and_returns_something_else():
-    module, x = Twice(), torch.randn(2, 3)
-    swapped, returned = torch.zeros(2, 3), torch.ones(2, 3)
-    with intercepted(
-        module,
-        lambda call, tensor: swapped if call == Call("layer", 1) else None,
-        lambda call, output: None,
-    ):
-        assert torch.equal(module(x), module.layer.bias.expand(2, 3))
-    with intercepted(
-        module,
-        lambda call, tensor: None,
-        lambda call, output: returned if call.key == "encode()" else None,
-    ):
-        assert torch.equal(module(x), module.layer(returned))
-
-
-def test_nobody_listens_any_more_after_an_error():
-    module = Twice()
-
-    def fail(call: Call, tensor: Tensor) -> None:
-        raise RuntimeError("on purpose")
-
-    with pytest.raises(RuntimeError, match="on purpose"), intercepted(module, fail, fail):
-        module(torch.randn(2, 3))
-    assert "encode" not in vars(module)
-    assert not module.layer._forward_hooks
-    assert not module.layer._forward_pre_hooks
-    module(torch.randn(2, 3))
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,9 @@ def preserved(module: nn.Module) -> Iterator[None]:
 
 def relative_change(a: Tensor, b: Tensor) -> float:
     """Root mean square of ``a - b`` over that of ``a`` and ``b``; 0 where both are zero."""
-    size = torch.stack([a.double().square().mean(), b.double().square().mean()]).mean().sqrt()
-    change = (a.double() - b.double()).square().mean().sqrt()
+    a, b = a.detach().double(), b.detach().double()
+    size = torch.stack([a.square().mean(), b.square().mean()]).mean().sqrt()
+    change = (a - b).square().mean().sqrt()
     return float(change / size) if size > 0 else float(change)
 
 

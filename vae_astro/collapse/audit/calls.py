@@ -68,8 +68,11 @@ def intercepted(
         call = Call(key, counts[key])
         counts[key] += 1
         under_way.append(call)
-        place, tensor = _first_tensor(args, kwargs)
-        changed = None if tensor is None else before(call, tensor)
+        found = _first_tensor(args, kwargs)
+        if found is None:
+            return args, kwargs
+        place, tensor = found
+        changed = before(call, tensor)
         if changed is None:
             return args, kwargs
         if isinstance(place, int):
@@ -151,9 +154,9 @@ def _listen_to_method(
     stack.callback(restore)
 
 
-def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str, Tensor | None]:
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str, Tensor] | None:
     places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     for place, each in places:
         if isinstance(each, Tensor):
             return place, each
-    return 0, None
+    return None

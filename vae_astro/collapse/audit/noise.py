@@ -188,7 +188,7 @@ def log_var_learns_from_output(bench: Bench) -> list[Finding]:
 def _measure_levels(bench: Bench) -> tuple[list[_Level], _Level | None]:
     """Noise as the model is and at `LEVELS`; and where it should have vanished, if that is told."""
     n = min(len(bench.stamps), 16)
-    mean, spread = bench.posterior(n)
+    mean, _ = bench.posterior(n)
     if bench.read(n).code is None:
         raise Untestable("the code cannot be seen between encoder and decoder")
     n_passes = max(4, min(20, N_DRAWS // mean.numel()))
@@ -203,10 +203,10 @@ def _measure_levels(bench: Bench) -> tuple[list[_Level], _Level | None]:
         moved = bench.posterior(n)[1]
         gradient = torch.autograd.grad(moved.mean(), parameter)[0] * only_spread
         slope = gradient.sign() / gradient.abs().sum()  # moves the average spread by one
-        start = parameter.detach().clone()
+        start, average = parameter.detach().clone(), float(moved.detach().mean())
         for target in (*LEVELS, NO_NOISE):
             with torch.no_grad():
-                parameter.copy_(start + (target - float(spread.detach().mean())) * slope)
+                parameter.copy_(start + (target - average) * slope)
             levels.append(_level(bench, n, n_passes))
     *levels, silent = levels
     return [each for each in levels if bool(each.error.isfinite().all())], silent
@@ -321,8 +321,8 @@ def _is_shifted(silent: _Level, every: _Level) -> bool:
 def _independence(levels: list[_Level]) -> list[Finding]:
     """Whether stamps, units and passes get noise of their own."""
     level = min(levels, key=lambda each: abs(float(each.spread.mean())))
-    size = level.error.square().mean((0, 1, 2)).sqrt()
-    noise = level.error / level.error.square().mean((0, 1), keepdim=True).sqrt().clamp(min=1e-30)
+    size = level.error.square().mean().sqrt()
+    noise = level.error / level.error.square().mean((0, 1)).sqrt().clamp(min=1e-30)
     if relative_change(noise[0], noise[1]) < 0.01:
         measured = (
             f"{len(noise)} passes in training mode with other seeds drew the same noise, of a "
