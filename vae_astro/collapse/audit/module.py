@@ -71,13 +71,13 @@ def code_has_room(bench: Bench) -> list[Finding]:
         raise Untestable("the width of the code is not known")
     stamps = bench.few(MOST_STAMPS).flatten(1).double()
     halves = stamps[::2], stamps[1::2]
-    if len(halves[1]) < 4 * TOO_MANY * min(n_units, 2) // 2:
+    if len(halves[1]) < 2 * TOO_MANY * min(n_units, 2):
         raise Untestable(f"{len(stamps)} stamps are too few to count their directions")
     nats = 0.5 * (_nats(*halves) + _nats(*halves[::-1]))
     ordered = nats.sort(descending=True).values
     n_directions = int((ordered > WORTH_NATS).sum())
     bench.facts["directions_worth_coding"] = n_directions
-    share = float(ordered[:n_units].sum() / ordered.sum().clamp(min=1e-30))
+    share = float(ordered[:n_units].sum() / ordered.sum())  # NaN where there is none
     if n_directions < TOO_MANY * n_units or share > 0.3:
         return []
     measured = (
