@@ -242,12 +242,16 @@ def test_random_states_come_back_whatever_was_drawn():
         words, numbers = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
         return words, numbers, torch.get_rng_state().tolist()
 
+    def draw_and_fail() -> None:
+        with _own_world(one_thread=True):
+            random.seed(3)
+            np.random.seed(3)  # noqa: NPY002
+            torch.manual_seed(3)
+            raise KeyError
+
     before = states()
-    with pytest.raises(KeyError), _own_world(one_thread=True):
-        random.seed(3)
-        np.random.seed(3)  # noqa: NPY002
-        torch.manual_seed(3)
-        raise KeyError
+    with pytest.raises(KeyError):
+        draw_and_fail()
     assert states() == before
 
 
@@ -490,5 +494,5 @@ def test_what_is_no_model_yet_is_refused_in_words(model, message):
 
 
 def test_fewer_stamps_than_latent_units_are_refused():
-    with pytest.raises(InputError, match="^2 stamps for 3 latent units: give at least 3 "):
+    with pytest.raises(InputError, match=r"^2 stamps for 3 latent units: give at least 3 "):
         audit(Line(), STAMPS[:2])
