@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import random
 from collections.abc import Iterable
@@ -110,6 +111,83 @@ def test_steps_of_the_decoder_are_counted_in_the_phase_alone():
     assert counted == phase.decoder_steps == 3
 
 
+def test_end_of_the_phase_is_logged_with_its_reason_and_the_steps_of_the_decoder(caplog):
+    caplog.set_level(logging.INFO, logger="vae_astro.objective.aggressive")
+    phase = AggressiveInference(patience=1)
+    rounds(phase, [1.0] * 3)
+    phase.validated(2.0)
+    assert caplog.messages == []
+    phase.validated(1.234)
+    assert caplog.messages == [
+        "aggressive inference ends, the mutual information stays at 1.23 nats: 1 updates of the "
+        "decoder"
+    ]
+    phase.validated(1.0)  # it has ended
+    caplog.clear()
+    AggressiveInference(max_fraction=0.5).observe(1.0, 0.5)
+    assert caplog.messages == [
+        "aggressive inference ends, its share of the run is over: 1 updates of the decoder"
+    ]
+
+
+@pytest.mark.parametrize(("rise", "patient"), [(0.0101, True), (0.0099, False)])
+def test_a_hundredth_of_a_nat_is_a_climb(rise, patient):
+    phase = AggressiveInference(patience=1)
+    phase.validated(1.0)
+    phase.validated(1.0 + rise)
+    assert phase.active is patient
+
+
+def test_a_climb_gives_back_all_patience_and_sets_the_mark():
+    phase = AggressiveInference(patience=2)
+    for nats in (1.0, 0.9, 2.0, 1.5):
+        phase.validated(nats)
+    assert phase.active
+    phase.validated(1.9)  # above the first, below the best
+    assert not phase.active
+
+
+# -- losses on a device --------------------------------------------------------------------------
+
+
+def test_losses_as_tensors_decide_as_numbers_do_and_are_read_in_their_places():
+    numbers, tensors = (AggressiveInference(window_steps=2, max_encoder_steps=9) for _ in range(2))
+    losses = [0.0, 9.0, 7.0, 7.0, 5.0, 6.0, 6.0, 0.0, 3.0]
+    assert rounds(numbers, losses) == rounds(tensors, map(torch.tensor, losses))
+    tensors.observe(torch.tensor(2.5), 0.0)
+    mixed = AggressiveInference(window_steps=5)
+    for loss in (0.0, 1.0, torch.tensor(2.0), 3.0, torch.tensor(4.0)):
+        mixed.observe(loss, 0.0)
+    assert mixed.state_dict()["window"] == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_state_is_that_of_the_steps_under_way():
+    phase = AggressiveInference(window_steps=2)
+    assert phase.state_dict() == {
+        "active": True,
+        "decoder_learns": True,
+        "decoder_steps": 0,
+        "encoder_steps": 0,
+        "window": [],
+        "previous_mean": math.inf,
+        "best_nats": -math.inf,
+        "n_without_climb": 0,
+    }
+    rounds(phase, [5.0, 4.0, 2.0, 1.0])
+    phase.validated(0.5)
+    phase.validated(0.5)
+    assert phase.state_dict() == {
+        "active": True,
+        "decoder_learns": False,
+        "decoder_steps": 1,
+        "encoder_steps": 3,
+        "window": [1.0],
+        "previous_mean": 3.0,
+        "best_nats": 0.5,
+        "n_without_climb": 1,
+    }
+
+
 # -- the checkpoint ------------------------------------------------------------------------------
 
 
@@ -152,7 +230,9 @@ def test_saved_state_does_not_change_afterwards():
 def test_it_is_off_unless_asked_for():
     assert aggressive_inference(Optim().aggressive) is None
     assert aggressive_inference(False) is None
-    assert aggressive_inference(True).max_fraction == 0.25
+    phase = aggressive_inference(True)
+    assert (phase.window_steps, phase.max_encoder_steps) == (5, 20)
+    assert (phase.patience, phase.max_fraction) == (3, 0.25)
     assert aggressive_inference({"max_fraction": 0.5}).max_fraction == 0.5
 
 

@@ -108,7 +108,7 @@ def _leaves(roots: list[Tensor]) -> list[Tensor]:
         variable = getattr(node, "variable", None)  # of an AccumulateGrad
         if variable is not None:
             leaves[id(variable)] = variable
-        for following, _ in getattr(node, "next_functions", ()):
+        for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 pending.append(following)
