@@ -186,7 +186,7 @@ class WantsFlat(Plain):
 class WantsData(Plain):
     def forward(self, inputs: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
         assert same(inputs["data"], inputs.data)
-        with pytest.raises(AttributeError, match="^mask$"):
+        with pytest.raises(AttributeError, match=r"^mask$"):
             _ = inputs.mask
         return super().forward(inputs.data)
 

@@ -12,7 +12,11 @@ import pytest
 import torch
 
 from vae_astro.errors import InputError
-from vae_astro.objective.aggressive import AggressiveInference, aggressive_inference
+from vae_astro.objective.aggressive import (
+    CLIMB_NATS,
+    AggressiveInference,
+    aggressive_inference,
+)
 from vae_astro.objective.optim import Optim
 
 
@@ -58,6 +62,11 @@ def test_windows_do_not_reach_into_the_next_round():
 def test_loss_without_a_number_ends_the_round():
     phase = AggressiveInference(window_steps=1, max_encoder_steps=50)
     assert rounds(phase, [0.0, math.nan, 0.0]) == "ded"
+
+
+def test_cap_holds_at_the_end_of_a_window_that_improves():
+    phase = AggressiveInference(window_steps=2, max_encoder_steps=4)
+    assert rounds(phase, range(100, 89, -1)) == "deeee" * 2 + "d"
 
 
 def test_cap_of_one_alternates():
@@ -130,7 +139,7 @@ def test_end_of_the_phase_is_logged_with_its_reason_and_the_steps_of_the_decoder
     ]
 
 
-@pytest.mark.parametrize(("rise", "patient"), [(0.0101, True), (0.0099, False)])
+@pytest.mark.parametrize(("rise", "patient"), [(0.0101, True), (CLIMB_NATS, False)])
 def test_a_hundredth_of_a_nat_is_a_climb(rise, patient):
     phase = AggressiveInference(patience=1)
     phase.validated(1.0)
@@ -173,7 +182,9 @@ def test_state_is_that_of_the_steps_under_way():
         "best_nats": -math.inf,
         "n_without_climb": 0,
     }
-    rounds(phase, [5.0, 4.0, 2.0, 1.0])
+    phase.observe(5.0, 0.0)
+    assert phase.state_dict()["decoder_learns"] is False
+    rounds(phase, [4.0, 2.0, 1.0])
     phase.validated(0.5)
     phase.validated(0.5)
     assert phase.state_dict() == {

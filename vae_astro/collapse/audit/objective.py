@@ -128,10 +128,11 @@ def weight_leaves_code_alive(bench: Bench) -> list[Finding]:
     slack = bench.facts["kl_slack_near_prior"] = loss.by_mean(NEAR, wide) < 0.5 * stiffness
     if learned or slack or beta_s2 < eigenvalue:
         return []
+    excess = beta_s2 / eigenvalue if eigenvalue > 0 else math.inf
     measured = (
         f"beta * s2 is {beta_s2:.4g} in batches of {loss.n} stamps, the largest eigenvalue of "
         f"the covariance of {len(bench.stamps)} stamps {eigenvalue:.4g}: "
-        f"the KL weighs {beta_s2 / eigenvalue:.3g} times too much"
+        f"the KL weighs {excess:.3g} times too much"
     )
     return [Finding.of("kl-weight-collapses", measured)]
 
