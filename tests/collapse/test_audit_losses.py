@@ -84,6 +84,15 @@ def test_arguments_come_by_their_names_and_by_position():
         assert objective.is_function
 
 
+def test_of_several_numbers_the_one_that_all_arguments_enter_is_minimised():
+    def parts(recon: Tensor, x: Tensor, mu: Tensor, log_var: Tensor) -> tuple[Tensor, ...]:
+        return recon.sum(), (recon.sum() + mu.sum() + log_var.sum()) * 1, mu.sum()
+
+    objective = FunctionLoss(parts, told(), STAMPS)
+    given = [each.clone().requires_grad_() for each in GIVEN]
+    torch.testing.assert_close(objective(*given), RECON.sum() + MEAN.sum() + SPREAD.sum())
+
+
 @pytest.mark.parametrize(
     ("claim", "to_std"),
     [

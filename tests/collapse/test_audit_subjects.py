@@ -128,8 +128,10 @@ def test_own_model_decodes_the_code_that_it_is_given():
     assert same(reading.mean, subject.vae.network.encode(FIELD).mean)
 
 
-def test_own_model_that_turns_its_stamps_is_read_as_they_lie():
-    vae = VAE((1, 16, 16), model={"name": "conv", "latent_dim": Z, "symmetry": "d4"})
+@pytest.mark.parametrize("likelihood", ["gaussian", "noise"])
+def test_own_model_that_turns_its_stamps_is_read_as_they_lie(likelihood):
+    vae = VAE((1, 16, 16), model={"name": "conv", "latent_dim": Z, "symmetry": "d4"},
+              likelihood={"name": likelihood})  # fmt: skip
     subject = OwnSubject(vae.eval())
     recon = subject.run(FIELD, CODES).recon
     good, alike = torch.ones_like(FIELD, dtype=torch.bool), torch.ones_like(FIELD)
@@ -359,49 +361,124 @@ def read(module: nn.Module) -> tuple[AnySubject, Reading]:
     return subject, subject.run(STAMPS, CODES)
 
 
-class OfEncoder(nn.Module):
-    """The posterior is what its encoder returns; forward returns the output alone."""
+class OfPart(nn.Module):
+    """The posterior is what a part returns; forward returns the output alone."""
 
-    def __init__(self, give: Callable[[Tensor, Tensor], Any]) -> None:
+    def __init__(self, name: str, give: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
-        self.encoder = Encoder(give)
+        self.name = name
+        self.stem = nn.Flatten()
+        self.add_module(name, Encoder(give))
         self.decoder = nn.Linear(Z, D)
 
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, spread = getattr(self, self.name).layer(x.flatten(1)).chunk(2, 1)
+        return mean, spread
+
     def forward(self, x: Tensor) -> Tensor:
-        encoded = self.encoder(x)
-        code = encoded if isinstance(encoded, Tensor) else next(iter(encoded.values()))
+        code = getattr(self, self.name)(self.stem(x))
+        while not isinstance(code, Tensor):
+            code = next(iter(code.values() if isinstance(code, dict) else code))
         return self.decoder(code).view(-1, 1, 4, 4)
 
 
 class Encoder(nn.Module):
+    """Hands on its numbers in any packing."""
+
     def __init__(self, give: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
         self.layer = nn.Linear(D, 2 * Z)
         self.give = give
 
     def forward(self, x: Tensor) -> Any:
-        return self.give(*self.layer(x.flatten(1)).chunk(2, 1))
+        return self.give(*self.layer(x).chunk(2, 1))
 
 
-def test_a_posterior_that_only_the_encoder_returns_is_heard():
-    module = OfEncoder(lambda mean, spread: {"mu": mean, "log_std": spread})
+class MeanAlone(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"mu": x[:, :Z] + 1}
+
+
+@pytest.mark.parametrize("name", ["encoder", "body"])
+@pytest.mark.parametrize(
+    ("give", "claim"),
+    [
+        (lambda mean, spread: {"mu": mean, "log_std": spread}, "log_std"),
+        (lambda mean, spread: (mean, spread), None),
+        (lambda mean, spread: (mean, spread, mean.clone()), None),
+    ],
+)
+def test_a_posterior_that_only_a_part_returns_is_heard(name, give, claim):
+    module = OfPart(name, give)
     subject, reading = read(module)
-    mean, spread = module.encoder.layer(STAMPS.flatten(1)).chunk(2, 1)
+    mean, spread = module.posterior(STAMPS)
     assert same(reading.mean, mean)
     assert same(reading.spread, spread)
-    assert reading.claim == "log_std"
+    assert reading.claim == claim
     assert same(reading.code, CODES)
     assert same(reading.recon, module.decoder(CODES).view(-1, 1, 4, 4))
     assert subject.reaches_code
 
 
+def test_a_part_with_a_mean_alone_is_passed_over_for_one_with_both():
+    class Early(OfPart):
+        def __init__(self) -> None:
+            super().__init__("body", lambda mean, spread: {"mu": mean, "log_var": spread})
+            self.stem = nn.Sequential(nn.Flatten())
+            self.before = MeanAlone()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.before(x.flatten(1))
+            return super().forward(x)
+
+    module = Early()
+    _, reading = read(module)
+    assert same(reading.mean, module.posterior(STAMPS)[0])
+    assert same(reading.spread, module.posterior(STAMPS)[1])
+
+
 def test_a_code_that_the_encoder_returns_alone_is_its_mean_without_a_spread():
-    module = OfEncoder(lambda mean, spread: mean)
+    module = OfPart("encoder", lambda mean, spread: mean)
     subject, reading = read(module)
-    assert same(reading.mean, module.encoder.layer(STAMPS.flatten(1))[:, :Z])
+    assert same(reading.mean, module.posterior(STAMPS)[0])
     assert reading.spread is None
     assert (subject.code_shape, subject.reaches_code) == ((Z,), True)
     assert same(reading.recon, module.decoder(CODES).view(-1, 1, 4, 4))
+    other, silent = read(OfPart("body", lambda mean, spread: mean))  # no name that tells
+    assert (silent.mean, other.code_shape) == (None, ())
+
+
+def test_a_code_that_encode_returns_alone_is_its_mean():
+    class Codes(HasParts):
+        def encode(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return self.posterior(x)[0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.decode(self.encode(x))
+
+    module = Codes()
+    _, reading = read(module)
+    assert same(reading.mean, module.posterior(STAMPS)[0])
+
+
+def test_layers_are_known_by_the_last_part_of_their_name():
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            heads = {"mu": nn.Linear(D, Z), "log_sigma": nn.Linear(D, Z)}
+            self.net = nn.ModuleDict({"heads": nn.ModuleDict(heads)})
+            self.out = nn.Linear(Z, D)
+
+        def forward(self, x: Tensor) -> Tensor:
+            heads = self.net["heads"]
+            mean, spread = heads["mu"](x.flatten(1)), heads["log_sigma"](x.flatten(1))
+            return self.out(mean + spread.exp() * torch.randn_like(mean)).view(-1, 1, 4, 4)
+
+    module = Nested()
+    _, reading = read(module)
+    assert same(reading.mean, module.net["heads"]["mu"](STAMPS.flatten(1)))
+    assert same(reading.spread, module.net["heads"]["log_sigma"](STAMPS.flatten(1)))
+    assert reading.claim == "log_std"
 
 
 class OfLayers(nn.Module):
