@@ -60,6 +60,7 @@ def test_the_mean_stamp_is_drawn_a_twentieth_towards_its_average_for_every_stamp
 
 def bench_with(recon_shape: tuple[int, ...], code_shape: tuple[int, ...]) -> Bench:
     def answer(given: Tensor) -> Reading:
+        assert len(given) == 2  # enough to learn the shapes
         code = torch.zeros(len(given), *code_shape)
         return Reading(recon=torch.zeros(len(given), *recon_shape), mean=code, spread=code)
 
@@ -70,6 +71,9 @@ def test_output_and_code_have_the_shapes_of_the_model_and_fewer_columns_or_more_
     flat = bench_with((24,), (3,))
     assert _Loss(flat)._recon().shape == (48, 24)
     assert _Loss(flat, columns=0.5)._recon().shape == (48, 12)
+    no_band = bench_with((4, 6), (3,))
+    assert _Loss(no_band)._recon().shape == (48, 4, 6)
+    assert _Loss(no_band, columns=0.5)._recon().shape == (48, 1, 4, 3)
     picture = bench_with((1, 4, 6), (2, 3))
     assert _Loss(picture)._recon().shape == (48, 1, 4, 6)
     half = _Loss(picture, columns=0.5)
@@ -100,6 +104,12 @@ def test_what_the_loss_does_not_depend_on_has_a_gradient_of_zero(kl):
     assert torch.equal(a_loss(None, kl)._gradient("spread"), torch.zeros(48, 2, dtype=DOUBLE))
 
 
+def test_a_loss_of_its_own_weights_alone_has_a_gradient_of_zero():
+    weight = torch.tensor(2.0, requires_grad=True)
+    loss = a_loss(None, lambda mean, spread: weight * mean.sum())
+    assert torch.equal(loss._gradient("spread"), torch.zeros(48, 2, dtype=DOUBLE))
+
+
 @pytest.mark.parametrize(("samples_code", "n_draws"), [(True, N_DRAWS), (False, 1)])
 def test_a_loss_that_draws_is_averaged_over_its_draws(samples_code, n_draws):
     loss = a_loss(None, lambda mean, spread: (torch.randn(()) * mean).sum(),
@@ -122,6 +132,15 @@ def test_gradient_by_the_spread_is_taken_on_a_grid_far_from_the_prior():
     assert spreads.tolist() == list(GRID)
     torch.testing.assert_close(by_spread, 2 * 64 * spreads)
     torch.testing.assert_close(loss.by_spread(3.0)[1], 2 * 9 * spreads)
+
+
+def test_arguments_are_in_the_precision_of_the_stamps():
+    objective = loss_of(half_sse(), kl_gradient())
+    loss = _Loss(bench_of(STAMPS.float(), objective))
+    loss.by_spread()
+    loss.by_mean()
+    loss.around_mean_stamp()
+    assert {each.dtype for call in objective.calls for each in call.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError])
@@ -224,6 +243,12 @@ def test_share_of_the_pixels_that_run_away_to_one_side(slopes, share):
         return torch.where(slope == 0, 0.5 * recon.square(), slope * recon).sum()
 
     assert a_loss(reconstruction).pushed_away() == share
+
+
+def test_a_loss_that_is_flat_or_hardly_rises_far_away_does_not_run_away():
+    assert a_loss(lambda recon, stamps: recon.tanh().sum()).pushed_away() == 0
+    assert a_loss(half_sse(1e-6)).pushed_away() == 0
+    assert a_loss(half_sse(-1e-6)).pushed_away() == 0
 
 
 def test_a_sign_that_is_wrong_on_both_sides_is_told_elsewhere():

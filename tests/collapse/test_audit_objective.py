@@ -66,6 +66,12 @@ def test_a_misfit_passes_up_to_the_tolerance(off, passes):
         assert bench.kl is None
 
 
+def test_a_misfit_that_passes_is_told_in_per_cent():
+    _, bench = kl_finding(kl_gradient(1, 1.1045, 1.1045))
+    assert bench.kl is not None
+    assert bench.kl.measured.endswith(", to 10 %")
+
+
 def test_another_kl_is_told_by_its_three_factors():
     findings, _ = kl_finding(kl_gradient(2, 1, 0.5))
     assert findings == [
@@ -117,7 +123,7 @@ def test_a_kl_that_falls_with_both_terms_of_the_spread_has_the_wrong_sign():
     assert measured.startswith(
         "the gradient of the loss is 1 mean for the mean and -0.5 exp(log_var) - -0.5 for"
     )
-    for one_of_both in ((1, -1, 1), (1, 1, -1)):
+    for one_of_both in ((1, -1, 1), (1, 1, -1), (1, 0.5, -1)):
         ((name, _),), _ = kl_finding(kl_gradient(*one_of_both))
         assert name == "kl-formula"
 

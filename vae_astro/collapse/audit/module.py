@@ -46,8 +46,7 @@ def weights_are_registered(bench: Bench) -> list[Finding]:
         reading = bench.read(n)
     known = {id(each) for each in bench.module.parameters()}
     roots = [each for each in (reading.recon, reading.mean, reading.spread) if each is not None]
-    leaves = _leaves([each for each in roots if each.grad_fn is not None])
-    strangers = [each for each in leaves if id(each) not in known]
+    strangers = [each for each in _leaves(roots) if id(each) not in known]
     if not strangers:
         return []
     n_weights = sum(each.numel() for each in strangers)
@@ -101,7 +100,7 @@ def _nats(one: Tensor, other: Tensor) -> Tensor:
 
 def _leaves(roots: list[Tensor]) -> list[Tensor]:
     """Tensors that a gradient of ``roots`` would be gathered in."""
-    pending = [each.grad_fn for each in roots]
+    pending = [each.grad_fn for each in roots if each.grad_fn is not None]
     seen, leaves = set(pending), {}
     while pending:
         node = pending.pop()
