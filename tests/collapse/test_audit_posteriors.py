@@ -128,24 +128,48 @@ def test_a_code_that_encode_returns_alone_is_its_mean():
     assert same(reading.mean, module.posterior(STAMPS)[0])
 
 
-def test_layers_are_known_by_the_last_part_of_their_name():
-    class Nested(nn.Module):
+class Heads(nn.Module):
+    """Two heads deep inside; a head may be more than a layer."""
+
+    def __init__(self, above: str, spread: str) -> None:
+        super().__init__()
+        heads = nn.ModuleDict({"mu": nn.Linear(D, Z), spread: nn.Linear(D, Z)})
+        self.net = nn.ModuleDict({above: heads})
+        self.posterior = heads["mu"], heads[spread]
+        self.out = nn.Linear(Z, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, spread = (head(x.flatten(1)) for head in self.posterior)
+        return self.out(mean + spread.exp() * torch.randn_like(mean)).view(-1, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("above", "spread", "claim"),
+    [("heads", "log_sigma", "log_std"), ("log_std_and_mu", "var", None), ("heads", "sigma", None)],
+)
+def test_layers_are_known_by_the_last_part_of_their_name(above, spread, claim):
+    module = Heads(above, spread)
+    _, reading = read(module)
+    assert same(reading.mean, module.posterior[0](STAMPS.flatten(1)))
+    assert same(reading.spread, module.posterior[1](STAMPS.flatten(1)))
+    assert reading.claim == claim
+
+
+@pytest.mark.parametrize(("name", "claim"), [("log_std", "log_std"), ("spread", None)])
+def test_a_spread_without_a_name_is_what_the_part_that_made_it_is_called(name, claim):
+    class Made(Parts):
         def __init__(self) -> None:
             super().__init__()
-            heads = {"mu": nn.Linear(D, Z), "log_sigma": nn.Linear(D, Z)}
-            self.net = nn.ModuleDict({"heads": nn.ModuleDict(heads)})
-            self.out = nn.Linear(Z, D)
+            self.log_std_of_nothing = nn.Linear(D, Z)
+            self.add_module(name, nn.Sequential(nn.Linear(D, Z), nn.Tanh()))
 
-        def forward(self, x: Tensor) -> Tensor:
-            heads = self.net["heads"]
-            mean, spread = heads["mu"](x.flatten(1)), heads["log_sigma"](x.flatten(1))
-            return self.out(mean + spread.exp() * torch.randn_like(mean)).view(-1, 1, 4, 4)
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            mean, _ = self.posterior(x)
+            self.log_std_of_nothing(x.flatten(1))
+            spread = getattr(self, name)(x.flatten(1))
+            return self.picture(mean + spread.exp() * torch.randn_like(mean)), mean, spread
 
-    module = Nested()
-    _, reading = read(module)
-    assert same(reading.mean, module.net["heads"]["mu"](STAMPS.flatten(1)))
-    assert same(reading.spread, module.net["heads"]["log_sigma"](STAMPS.flatten(1)))
-    assert reading.claim == "log_std"
+    assert read(Made())[1].claim == claim
 
 
 class OfLayers(nn.Module):

@@ -351,11 +351,10 @@ def _plain_encoder(records: list[Record]) -> Call | None:
 
 
 def _claim_of_layer(records: list[Record], spread: Tensor | None) -> Spread | None:
-    """``log_std`` where the layer that made ``spread`` is called so; None: nothing is known."""
+    """``log_std`` where the call that made ``spread`` is called so; None: nothing is known."""
     for record in records:
-        made = record.is_layer and isinstance(record.output, Tensor) and spread is not None
-        name = record.call.key.rsplit(".", 1)[-1]
-        if made and _LOG_STD_LAYER.search(name) and _equal(record.output, spread):
+        is_called_so = _LOG_STD_LAYER.search(record.call.key.rsplit(".", 1)[-1])
+        if is_called_so and isinstance(record.output, Tensor) and _equal(record.output, spread):
             return "log_std"
     return None
 
