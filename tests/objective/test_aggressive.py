@@ -167,7 +167,9 @@ def test_losses_as_tensors_decide_as_numbers_do_and_are_read_in_their_places():
     mixed = AggressiveInference(window_steps=5)
     for loss in (0.0, 1.0, torch.tensor(2.0), 3.0, torch.tensor(4.0)):
         mixed.observe(loss, 0.0)
-    assert mixed.state_dict()["window"] == [1.0, 2.0, 3.0, 4.0]
+    window = mixed.state_dict()["window"]
+    assert window == [1.0, 2.0, 3.0, 4.0]
+    assert {type(loss) for loss in window} == {float}
 
 
 def test_state_is_that_of_the_steps_under_way():

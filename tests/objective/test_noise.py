@@ -12,6 +12,7 @@ from scipy.stats import kstest
 
 from vae_astro.objective.noise import (
     SEED,
+    _as_normal,
     _on_device,
     _signed,
     _splitmix64,
@@ -82,6 +83,25 @@ def test_the_noise_of_a_device_is_that_of_the_host(first):
     there = _on_device(index, 3, first)
     assert torch.equal(there, noise_of_stamps(index, 3, first))
     assert (there.shape, there.dtype) == ((5, 3), torch.float32)
+
+
+class Elsewhere(torch.Tensor):
+    """An index that says that it lies on a device."""
+
+    is_cuda = True
+
+
+def test_an_index_on_a_device_is_hashed_there():
+    index = torch.tensor([0, 1, 77])
+    there = noise_of_stamps(index.as_subclass(Elsewhere), 3, 5)
+    assert isinstance(there, Elsewhere)  # numpy would have left it behind
+    assert torch.equal(there, noise_of_stamps(index, 3, 5))
+
+
+def test_the_smallest_hashes_have_finite_noise():
+    noise = _as_normal(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    expected = [NormalDist().inv_cdf(half / 2**54) for half in (1, 3)]
+    assert noise.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_noise_lies_where_the_index_does():
