@@ -293,3 +293,171 @@ def test_a_refusal_says_what_to_look_at(image, mask, message) -> None:
     with pytest.raises(InputError) as refused:
         measure_spectrum([batch_of(image, mask)], FixedGaussian())
     assert str(refused.value) == message
+
+
+# -- what the figures are of ---------------------------------------------------------------------
+
+
+def two_bands() -> torch.Tensor:
+    """Four stamps: one direction in the first band, one in the second, of 9 and 4 in variance."""
+    image = torch.zeros(4, 2, 2, 2)
+    image[:, 0, 0, 0] = torch.tensor([3.0, -3.0, 3.0, -3.0])
+    image[:, 1, 1, 1] = torch.tensor([2.0, 2.0, -2.0, -2.0])
+    return image + 5
+
+
+def test_overlap_tells_in_which_band_a_direction_lies() -> None:
+    found = measure_spectrum([batch_of(two_bands())], FixedGaussian(), n_modes=2)
+    assert found.eigenvalues == pytest.approx([9, 4])
+    np.testing.assert_allclose(found.overlap, [[[1, 0], [0, 0]], [[0, 0], [0, 1]]], atol=1e-6)
+    assert found.variance == pytest.approx([9, 4])
+    assert found.fitting_variance == pytest.approx([4, 4])
+
+
+def test_the_width_of_a_band_is_that_of_its_own_good_pixels() -> None:
+    mask = torch.ones(4, 2, 2, 2, dtype=torch.bool)
+    mask[:, 1, 0] = False
+    mask[0, 1, 1, 0] = False
+    found = measure_spectrum([batch_of(two_bands(), mask)], FixedGaussian(std=3.0))
+    assert found.decoder_variance == pytest.approx([9, 9])
+    assert (found.n_pixels, found.n_stamps) == (6, 4)
+
+
+def test_64_eigenvalues_are_measured_unless_asked_otherwise() -> None:
+    image = torch.randn(80, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+    assert len(measure_spectrum([batch_of(image)], FixedGaussian()).eigenvalues) == 64
+
+
+def test_a_gaussian_that_learns_its_width_has_no_weight_of_its_own(stamps) -> None:
+    found = measure_spectrum([batch_of(stamps)], PixelMeanMSE(n_bands=1, kl_weight=1000.0))
+    assert (found.kl_weight, found.learned_scale) == (1000.0, False)
+    learned = found.with_learned_scale()
+    assert (learned.kl_weight, learned.learned_scale) == (1.0, True)
+
+
+@pytest.mark.parametrize(("size", "counts"), [(0.98e-5, False), (1.02e-5, True)])
+def test_a_pixel_counts_from_a_variance_of_a_ten_billionth(size: float, counts: bool) -> None:
+    image = torch.zeros(2, 2, 2, 2)
+    image[0, 0], image[1, 0] = 1, -1
+    image[0, 1, 0, 0], image[1, 1, 0, 0] = size, -size
+    found = measure_spectrum([batch_of(image)], FixedGaussian())
+    assert found.variance[1] == pytest.approx(size**2 if counts else 0, rel=1e-4)
+
+
+def test_reading_goes_on_until_the_last_pixel_fits(stamps, monkeypatch) -> None:
+    monkeypatch.setattr(module, "MOST_ELEMENTS", 36 * 64 + 1)
+    batches = [batch_of(part) for part in stamps.split(32)]
+    assert measure_spectrum(batches, FixedGaussian()).n_stamps == 96
+
+
+# -- the collapsed picture -----------------------------------------------------------------------
+
+
+class Counted(FixedGaussian):
+    """Keeps how many stamps it was to settle on, and around what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settled: list[tuple[int, float]] = []
+
+    def settle(self, image, output, mask, noise) -> None:
+        self.settled.append((len(image), float(output.mean())))
+
+
+def picture_of(image: torch.Tensor, likelihood, mask=None) -> torch.Tensor:
+    batch = batch_of(image, mask)
+    stamps = module._Stamps(batch["image"], batch["mask"], batch["noise"])
+    return module._collapsed_picture(likelihood, stamps)
+
+
+def test_picture_is_found_in_a_step_and_seen_to_be_in_another(stamps) -> None:
+    mask = torch.ones_like(stamps, dtype=torch.bool)
+    mask[..., 0] = False  # a pixel that nobody saw does not keep it from ending
+    counted = Counted()
+    found = picture_of(stamps, counted, mask)
+    torch.testing.assert_close(found[..., 1:], stamps.mean(0)[..., 1:])
+    assert not bool(found[..., 0].any())
+    mean = float(found.mean())
+    assert counted.settled == [(300, 0.0), (300, pytest.approx(mean, rel=1e-5))]
+
+
+def test_picture_of_the_first_stamps_is_mended_by_all(stamps, monkeypatch) -> None:
+    monkeypatch.setattr(module, "N_FIRST", 100)
+    counted = Counted()
+    torch.testing.assert_close(picture_of(stamps, counted), stamps.mean(0))
+    assert [n for n, _ in counted.settled] == [100, 100]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_step_is_bounded_where_next_to_nothing_bends(sign: int) -> None:
+    image = torch.full((5, 1, 1, 3), 0.0 if sign > 0 else 1.0)
+    mask = torch.ones_like(image, dtype=torch.bool)
+    mask[..., 2] = False
+    location = sign * torch.tensor([[[14.0, 0.0, 0.0]]])
+    stamps = module._Stamps(image.where(mask, torch.zeros(())), mask, torch.ones_like(image))
+    step, curvature = module._newton_step(Bernoulli(kind="binary"), stamps, location)
+    # p / p (1 - p) is 1.2 million at a logit of 14, and 2 at one of 0
+    torch.testing.assert_close(step, -sign * torch.tensor([[[1000.0, 2.0, 0.0]]]))
+    # 1 - p has few digits in single precision
+    assert curvature.flatten().tolist() == pytest.approx([math.exp(-14), 0.25, 0], rel=0.05)
+
+
+# -- whitening -----------------------------------------------------------------------------------
+
+DOF = 3.0
+
+
+def whitened(image: torch.Tensor, mask: torch.Tensor, likelihood=None):
+    stamps = module._Stamps(image.clone(), mask, torch.ones_like(image))
+    likelihood = StudentT(n_bands=1, dof=DOF) if likelihood is None else likelihood
+    return module._whiten(likelihood, stamps, torch.zeros_like(image[0]))
+
+
+def student(residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slope and minus the second derivative of Student's t of unit width."""
+    squared = residual.square()
+    score = (DOF + 1) * residual / (DOF + squared)
+    return score, (DOF + 1) * (DOF - squared) / (DOF + squared).square()
+
+
+RESIDUALS = torch.tensor(
+    [[0.5, -1.0, 1.5, 9.0], [1.0, 0.5, -0.5, 9.0], [-0.2, 0.3, 4.0, -9.0]]
+).view(3, 1, 1, 4)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 512])
+def test_stamps_beyond_the_shoulder_are_all_whitened_by_the_mean(chunk: int, monkeypatch) -> None:
+    """The first chunk has none, and the last pixel bends the wrong way in all stamps."""
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    image = RESIDUALS.clone()
+    mask = torch.ones_like(image, dtype=torch.bool)
+    mask[0, ..., 3] = False
+    score, bend = (each.where(mask, torch.zeros(())) for each in student(image))
+    mean = bend.mean(0)
+    values, curvature, convex = whitened(image.where(mask, torch.zeros(())), mask)
+    assert convex is False
+    torch.testing.assert_close(curvature, mean.clamp(min=0))
+    assert curvature[..., 3] == 0
+    torch.testing.assert_close(values[..., :3], (score / mean.sqrt())[..., :3])
+    torch.testing.assert_close(values[..., 3], score[..., 3])
+
+
+def test_stamps_within_the_shoulder_are_whitened_each_by_its_own() -> None:
+    image = RESIDUALS[..., :2].clone()
+    mask = torch.ones_like(image, dtype=torch.bool)
+    mask[1:, ..., 1] = False  # seen once: it counts for all three
+    score, bend = student(image)
+    values, curvature, convex = whitened(image.where(mask, torch.zeros(())), mask)
+    assert convex is True
+    expected = (score / bend.sqrt()).where(mask, torch.zeros(()))
+    expected[..., 1] *= math.sqrt(3)
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close(curvature, bend.where(mask, torch.zeros(())).mean(0))
+
+
+def test_without_a_curvature_everywhere_the_variance_fits_itself() -> None:
+    image = 3 * torch.randn(200, 1, 3, 3, generator=torch.Generator().manual_seed(0)).pow(3)
+    found = measure_spectrum([batch_of(image)], StudentT(n_bands=1, dof=DOF))
+    assert found.learned_scale
+    assert found.fitting_variance == pytest.approx(found.variance)
+    assert found.variance[0] != pytest.approx(9, rel=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import random
 from collections.abc import Iterable
@@ -11,7 +12,11 @@ import pytest
 import torch
 
 from vae_astro.errors import InputError
-from vae_astro.objective.aggressive import AggressiveInference, aggressive_inference
+from vae_astro.objective.aggressive import (
+    CLIMB_NATS,
+    AggressiveInference,
+    aggressive_inference,
+)
 from vae_astro.objective.optim import Optim
 
 
@@ -57,6 +62,11 @@ def test_windows_do_not_reach_into_the_next_round():
 def test_loss_without_a_number_ends_the_round():
     phase = AggressiveInference(window_steps=1, max_encoder_steps=50)
     assert rounds(phase, [0.0, math.nan, 0.0]) == "ded"
+
+
+def test_cap_holds_at_the_end_of_a_window_that_improves():
+    phase = AggressiveInference(window_steps=2, max_encoder_steps=4)
+    assert rounds(phase, range(100, 89, -1)) == "deeee" * 2 + "d"
 
 
 def test_cap_of_one_alternates():
@@ -110,6 +120,87 @@ def test_steps_of_the_decoder_are_counted_in_the_phase_alone():
     assert counted == phase.decoder_steps == 3
 
 
+def test_end_of_the_phase_is_logged_with_its_reason_and_the_steps_of_the_decoder(caplog):
+    caplog.set_level(logging.INFO, logger="vae_astro.objective.aggressive")
+    phase = AggressiveInference(patience=1)
+    rounds(phase, [1.0] * 3)
+    phase.validated(2.0)
+    assert caplog.messages == []
+    phase.validated(1.234)
+    assert caplog.messages == [
+        "aggressive inference ends, the mutual information stays at 1.23 nats: 1 updates of the "
+        "decoder"
+    ]
+    phase.validated(1.0)  # it has ended
+    caplog.clear()
+    AggressiveInference(max_fraction=0.5).observe(1.0, 0.5)
+    assert caplog.messages == [
+        "aggressive inference ends, its share of the run is over: 1 updates of the decoder"
+    ]
+
+
+@pytest.mark.parametrize(("rise", "patient"), [(0.0101, True), (CLIMB_NATS, False)])
+def test_a_hundredth_of_a_nat_is_a_climb(rise, patient):
+    phase = AggressiveInference(patience=1)
+    phase.validated(1.0)
+    phase.validated(1.0 + rise)
+    assert phase.active is patient
+
+
+def test_a_climb_gives_back_all_patience_and_sets_the_mark():
+    phase = AggressiveInference(patience=2)
+    for nats in (1.0, 0.9, 2.0, 1.5):
+        phase.validated(nats)
+    assert phase.active
+    phase.validated(1.9)  # above the first, below the best
+    assert not phase.active
+
+
+# -- losses on a device --------------------------------------------------------------------------
+
+
+def test_losses_as_tensors_decide_as_numbers_do_and_are_read_in_their_places():
+    numbers, tensors = (AggressiveInference(window_steps=2, max_encoder_steps=9) for _ in range(2))
+    losses = [0.0, 9.0, 7.0, 7.0, 5.0, 6.0, 6.0, 0.0, 3.0]
+    assert rounds(numbers, losses) == rounds(tensors, map(torch.tensor, losses))
+    tensors.observe(torch.tensor(2.5), 0.0)
+    mixed = AggressiveInference(window_steps=5)
+    for loss in (0.0, 1.0, torch.tensor(2.0), 3.0, torch.tensor(4.0)):
+        mixed.observe(loss, 0.0)
+    window = mixed.state_dict()["window"]
+    assert window == [1.0, 2.0, 3.0, 4.0]
+    assert {type(loss) for loss in window} == {float}
+
+
+def test_state_is_that_of_the_steps_under_way():
+    phase = AggressiveInference(window_steps=2)
+    assert phase.state_dict() == {
+        "active": True,
+        "decoder_learns": True,
+        "decoder_steps": 0,
+        "encoder_steps": 0,
+        "window": [],
+        "previous_mean": math.inf,
+        "best_nats": -math.inf,
+        "n_without_climb": 0,
+    }
+    phase.observe(5.0, 0.0)
+    assert phase.state_dict()["decoder_learns"] is False
+    rounds(phase, [4.0, 2.0, 1.0])
+    phase.validated(0.5)
+    phase.validated(0.5)
+    assert phase.state_dict() == {
+        "active": True,
+        "decoder_learns": False,
+        "decoder_steps": 1,
+        "encoder_steps": 3,
+        "window": [1.0],
+        "previous_mean": 3.0,
+        "best_nats": 0.5,
+        "n_without_climb": 1,
+    }
+
+
 # -- the checkpoint ------------------------------------------------------------------------------
 
 
@@ -152,7 +243,9 @@ def test_saved_state_does_not_change_afterwards():
 def test_it_is_off_unless_asked_for():
     assert aggressive_inference(Optim().aggressive) is None
     assert aggressive_inference(False) is None
-    assert aggressive_inference(True).max_fraction == 0.25
+    phase = aggressive_inference(True)
+    assert (phase.window_steps, phase.max_encoder_steps) == (5, 20)
+    assert (phase.patience, phase.max_fraction) == (3, 0.25)
     assert aggressive_inference({"max_fraction": 0.5}).max_fraction == 0.5
 
 

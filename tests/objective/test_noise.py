@@ -12,6 +12,8 @@ from scipy.stats import kstest
 
 from vae_astro.objective.noise import (
     SEED,
+    _as_normal,
+    _on_device,
     _signed,
     _splitmix64,
     _splitmix64_of_signed,
@@ -73,6 +75,43 @@ def test_the_hash_of_a_device_is_that_of_the_host():
     assert [value % 2**64 for value in hashed] == [splitmix64(value) for value in values]
     on_host = _splitmix64(np.array(values).astype(np.uint64)).tolist()
     assert on_host == [splitmix64(value) for value in values]
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_the_noise_of_a_device_is_that_of_the_host(first):
+    index = torch.tensor([0, 1, 77, 10**9, 2**40])
+    there = _on_device(index, 3, first)
+    assert torch.equal(there, noise_of_stamps(index, 3, first))
+    assert (there.shape, there.dtype) == ((5, 3), torch.float32)
+
+
+class Elsewhere(torch.Tensor):
+    """An index that says that it lies on a device."""
+
+    is_cuda = True
+
+
+def test_an_index_on_a_device_is_hashed_there():
+    index = torch.tensor([0, 1, 77])
+    there = noise_of_stamps(index.as_subclass(Elsewhere), 3, 5)
+    assert isinstance(there, Elsewhere)  # numpy would have left it behind
+    assert torch.equal(there, noise_of_stamps(index, 3, 5))
+
+
+def test_the_smallest_hashes_have_finite_noise():
+    noise = _as_normal(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    expected = [NormalDist().inv_cdf(half / 2**54) for half in (1, 3)]
+    assert noise.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_noise_lies_where_the_index_does():
+    assert noise_of_stamps(torch.tensor([0]), 1).device == torch.device("cpu")
+    # whatever a device computes in, the rows are the same
+    for dtype in (torch.int32, torch.int16):
+        assert torch.equal(
+            noise_of_stamps(torch.tensor([3, 8], dtype=dtype), 2),
+            noise_of_stamps(torch.tensor([3, 8]), 2),
+        )
 
 
 def test_later_draws_of_a_stamp_go_on_in_its_row_of_numbers():

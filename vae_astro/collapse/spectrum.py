@@ -224,17 +224,19 @@ def _whiten(
     curvature of its own in every pixel (Student's t: negative beyond the shoulder) is whitened
     by the mean.
     """
-    curvature, n_good = torch.zeros_like(location), stamps.mask.sum(0)
-    convex = True
+    curvature, convex = torch.zeros_like(location), True
     for part in stamps.chunks():
-        score, bend = _derivatives(likelihood, part, location)
+        _, bend = _derivatives(likelihood, part, location)
         curvature += bend.sum(0)
         convex = convex and bool((bend > 0).logical_or(~part.mask).all())
-        # the stamps are not needed any more, and their memory is
-        part.image.copy_(score / bend.where(bend > 0, 1).sqrt() if convex else score)
     curvature = (curvature / len(stamps.image)).clamp(min=0)
+    # only now is it known how all of them are whitened
+    for part in stamps.chunks():
+        score, bend = _derivatives(likelihood, part, location)
+        # the stamps are not needed any more, and their memory is
+        part.image.copy_(score / bend.where(part.mask, 1).sqrt() if convex else score)
     if convex:
-        weight = (len(stamps.image) / n_good.clamp(min=1)).sqrt()
+        weight = (len(stamps.image) / stamps.mask.sum(0).clamp(min=1)).sqrt()
     else:
         weight = curvature.where(curvature > 0, 1).rsqrt()
     return stamps.image.mul_(weight), curvature, convex
@@ -256,7 +258,6 @@ def _derivatives(
 def _leading(whitened: Tensor, n_modes: int) -> tuple[Tensor, Tensor]:
     """Largest eigenvalues (Q,) and eigenvectors (D, Q) of ``whitened.T @ whitened / N``."""
     n_rows, n_columns = whitened.shape
-    n_modes = min(n_modes, n_rows, n_columns)
     if min(n_rows, n_columns) <= SMALLEST_EXACT:
         exact = whitened.double()
         wide = n_rows < n_columns

@@ -32,15 +32,19 @@ def noise_of_stamps(index: Tensor, latent_dim: int, first: int = 0) -> Tensor:
         On the device of ``index``.
     """
     if index.is_cuda:
-        # the same on the device, which is not waited for
-        unit = torch.arange(first, first + latent_dim, device=index.device)
-        hashed = _splitmix64_of_signed(_splitmix64_of_signed(index[:, None] + SEED) ^ unit)
-        return _as_normal(_shifted(hashed, 11).double())
+        return _on_device(index, latent_dim, first)
     rows = index.cpu().numpy().astype(np.uint64)[:, None] + np.uint64(SEED)
     units = np.arange(first, first + latent_dim, dtype=np.uint64)
     mixed = _splitmix64(_splitmix64(rows) ^ units)
     noise = _as_normal(torch.from_numpy((mixed >> np.uint64(11)).astype(np.float64)))
     return noise.to(index.device)
+
+
+def _on_device(index: Tensor, latent_dim: int, first: int) -> Tensor:
+    """The same in torch alone, so that the device is not waited for."""
+    unit = torch.arange(first, first + latent_dim, device=index.device)
+    hashed = _splitmix64_of_signed(_splitmix64_of_signed(index[:, None] + SEED) ^ unit)
+    return _as_normal(_shifted(hashed, 11).double())
 
 
 def _as_normal(bits: Tensor) -> Tensor:

@@ -200,7 +200,7 @@ class AnySubject(Subject):
             if self._statistics is None:
                 self._pair = _pair_of_layers(records)
             if self._statistics is None and not self._pair and reading.mean is None:
-                self._statistics = _plain_encoder(records, stamps)
+                self._statistics = _plain_encoder(records)
             reading = self.run(stamps)
         if len(reading.nameless) >= 3:
             self._roles = self._find_roles(reading, stamps)
@@ -344,21 +344,17 @@ def _pair_of_layers(records: list[Record]) -> dict[Call, str]:
     return {}
 
 
-def _plain_encoder(records: list[Record], stamps: Tensor) -> Call | None:
+def _plain_encoder(records: list[Record]) -> Call | None:
     """An encoder that returns the code itself, as in an autoencoder without noise."""
-    for record in records:
-        if record.call.key in ("encode()", "encoder"):
-            found = read_output(record.output, stamps, pictured=False)
-            return record.call if found.mean is not None else None
-    return None
+    calls = (record.call for record in records)
+    return next((call for call in calls if call.key in ("encode()", "encoder")), None)
 
 
 def _claim_of_layer(records: list[Record], spread: Tensor | None) -> Spread | None:
-    """``log_std`` where the layer that made ``spread`` is called so; None: nothing is known."""
+    """``log_std`` where the call that made ``spread`` is called so; None: nothing is known."""
     for record in records:
-        made = record.is_layer and isinstance(record.output, Tensor) and spread is not None
-        name = record.call.key.rsplit(".", 1)[-1]
-        if made and _LOG_STD_LAYER.search(name) and _equal(record.output, spread):
+        is_called_so = _LOG_STD_LAYER.search(record.call.key.rsplit(".", 1)[-1])
+        if is_called_so and isinstance(record.output, Tensor) and _equal(record.output, spread):
             return "log_std"
     return None
 

@@ -223,7 +223,7 @@ def _checked(stamps: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The caller's stamps, copied to where the model is."""
     try:
         given = torch.as_tensor(np.asarray(stamps) if isinstance(stamps, list) else stamps)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"stamps must be an array of numbers: {error}") from error
     if given.device.type == "meta":
         raise InputError("the stamps are on the meta device, which holds no values")
@@ -268,7 +268,7 @@ def copy_of(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for each in model.modules():
         for name, value in vars(each).items():
-            if name in ("_trainer", "_fabric") and value is not None:
+            if name in ("_trainer", "_fabric"):
                 memo[id(value)] = None
             elif isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()

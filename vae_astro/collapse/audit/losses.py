@@ -228,8 +228,7 @@ class ForwardLoss(Objective):
                 ],
             )
 
-        keys = {call.key for call in self.places}
-        with intercepted(self.subject.module, lambda call, tensor: None, after, keys):
+        with intercepted(self.subject.module, lambda call, tensor: None, after):
             loss = read_output(self.subject.call(stamps.clone()), stamps).loss
         assert loss is not None
         return loss.mean()
@@ -305,7 +304,7 @@ def _tried(function: Callable[..., Any], subject: Subject, few: Tensor) -> Funct
 
 def _roles_of(function: Callable[..., Any]) -> dict[str, str]:
     """What to hand to each argument: name to role, numbers for those given by position."""
-    positional = dict(zip("0123", ("recon", "stamps", "mean", "spread"), strict=True))
+    positional = {"0": "recon", "1": "stamps", "2": "mean", "3": "spread"}
     call = function.forward if isinstance(function, nn.Module) else function
     try:
         parameters = list(inspect.signature(call).parameters.values())

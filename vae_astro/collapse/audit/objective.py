@@ -128,10 +128,11 @@ def weight_leaves_code_alive(bench: Bench) -> list[Finding]:
     slack = bench.facts["kl_slack_near_prior"] = loss.by_mean(NEAR, wide) < 0.5 * stiffness
     if learned or slack or beta_s2 < eigenvalue:
         return []
+    excess = beta_s2 / eigenvalue if eigenvalue > 0 else math.inf
     measured = (
         f"beta * s2 is {beta_s2:.4g} in batches of {loss.n} stamps, the largest eigenvalue of "
         f"the covariance of {len(bench.stamps)} stamps {eigenvalue:.4g}: "
-        f"the KL weighs {beta_s2 / eigenvalue:.3g} times too much"
+        f"the KL weighs {excess:.3g} times too much"
     )
     return [Finding.of("kl-weight-collapses", measured)]
 
@@ -194,7 +195,7 @@ class _Loss:
             keep = max(1, int(columns * self.stamps.shape[-1]))
             self.stamps = self.stamps[..., :keep]
             shape = self.stamps.shape[1:] if len(shape) > 1 else self.stamps[0].flatten().shape
-        self.mean_stamp = self._shrunk(self.stamps.mean(0, keepdim=True)).reshape(1, *shape)
+        self.mean_stamp = self._shrunk(self.stamps.mean(0)).reshape(1, *shape)
         code = reading.mean.shape[1:]
         self.code_shape = (*code[:-1], repeat * code[-1])
 
@@ -264,7 +265,7 @@ class _Loss:
 
         The curvature is taken over the spread of each pixel, so that an absolute error has one.
         """
-        spread = self.stamps.std(0, keepdim=True).reshape(self.mean_stamp.shape)
+        spread = self.stamps.std(0).reshape(self.mean_stamp.shape)
         spread = spread.clamp(min=0.05 * float(spread.mean()))
         pull = self._gradient("recon").flatten(1).double()
         for share in (1.0, 0.3, 0.1, 0.03, 0.01):
@@ -288,8 +289,8 @@ class _Loss:
             below = self._gradient("recon", recon=self._recon(-far)) > 0
         except (RuntimeError, ValueError):  # out of the range of a cross-entropy
             return 0.0
-        # on both sides the sign is wrong, and `around_mean_stamp` tells
-        return 0.0 if bool((above & below).all()) else float((above ^ below).double().mean())
+        # where it falls on both sides the sign is wrong, and `around_mean_stamp` tells
+        return float((above ^ below).double().mean())
 
     def learns_scale(self) -> bool:
         """Whether training adapts the weight of the residuals."""
