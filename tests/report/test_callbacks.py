@@ -70,3 +70,16 @@ def test_the_last_set_is_written_as_png(vae: VAE, batch: dict, tmp_path: Path) -
     StampPanels(n_stamps=2).draw_last(trainer, vae, batch, tmp_path / "figures")
     written = sorted(file.name for file in (tmp_path / "figures").iterdir())
     assert written == ["prior_samples.png", "reconstructions.png", "traversals.png"]
+
+
+@pytest.mark.parametrize(("kl", "order"), [([0.1, 3.0], ["1", "0"]), ([3.0, 0.1], ["0", "1"])])
+def test_the_last_set_orders_units_by_the_kl_of_all_that_was_judged(
+    vae: VAE, batch: dict, tmp_path: Path, kl: list[float], order: list[str]
+) -> None:
+    trainer = SimpleNamespace(is_global_zero=True, callbacks=[], loggers=[], global_step=1)
+    panels = StampPanels(n_stamps=2)
+    drawn = panels._draw(trainer, vae, batch, kl)
+    labels = [ax.get_ylabel() for ax in drawn["traversals"].axes if "nats" in ax.get_ylabel()]
+    assert [label.split()[1] for label in labels] == order
+    panels.draw_last(trainer, vae, batch, tmp_path, kl)
+    assert (tmp_path / "traversals.png").is_file()
