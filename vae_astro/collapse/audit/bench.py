@@ -37,7 +37,7 @@ class Evidence:
     measured : str
         What shows it.
     is_positive : bool
-        Whether no spread was negative, wherever it was moved.
+        Whether every spread was above zero, wherever it was moved.
     """
 
     meaning: str
