@@ -83,7 +83,7 @@ def test_verdict_and_forecast_come_first_and_are_those_of_the_metrics(
     assert f"{metrics['collapse']['forecast']['kl_nats']:.3g}" in foreseen
 
 
-def test_every_picture_of_the_issue_is_there_with_words_for_it(page: str) -> None:
+def test_every_picture_is_there_with_words_for_it(page: str) -> None:
     pictures = re.findall(r'<img src="(data:image/[\w+]+;base64,)[^"]*"[^>]*alt="([^"]*)"', page)
     alts = " ".join(alt for _, alt in pictures)
     for words in ("Curves over", "variance of the stamps", "KL of every latent unit",
@@ -144,6 +144,18 @@ def test_settings_versions_and_commands_are_there(run_dir: Path, page: str) -> N
     commands = html.unescape(section(page, "next"))
     for word in ("train.py 'resume=", "scripts/report.py 'run="):
         assert word in commands
+
+
+def test_classes_stand_with_the_most_frequent_first(run_dir: Path, tmp_path: Path) -> None:
+    folder = copied(run_dir, tmp_path)
+    file = folder / "classes" / "classes.json"
+    found = json.loads(file.read_text())
+    found["found"]["classes"] = 2 * found["found"]["classes"][:1]
+    found |= {"occupancy": [0.25, 0.5], "labels": None}
+    file.write_text(json.dumps(found))
+    (file.parent / "classes.yaml").unlink()
+    table = section(write_page(folder).read_text("utf-8"), "classes")
+    assert re.findall(r'data-value="(0\.25|0\.5)"', table) == ["0.5", "0.25"]
 
 
 # -- what is missing -----------------------------------------------------------------------------
