@@ -23,11 +23,11 @@ def signs(n: int, seed: int, *, brighter: float = 0.0, away: float = 0.0) -> Sig
 
 def test_p_below_a_happens_to_that_share_of_fresh_normal_stamps():
     p = np.concatenate(
-        [calibrate(signs(1000, seed)).p_values(signs(3000, 100 + seed)) for seed in range(3)]
+        [calibrate(signs(1000, seed)).p_values(signs(1000, 100 + seed)) for seed in range(3)]
     )
     for alarms in (0.01, 0.05, 0.5):
         # the spread of 3 calibrations with 1000 stamps each
-        error = np.sqrt(alarms * (1 - alarms) * (1 / 3000 + 1 / 9000))
+        error = np.sqrt(alarms * (1 - alarms) * (1 / 3000 + 1 / 3000))
         assert abs(np.mean(p <= alarms) - alarms) < 4 * error
 
 

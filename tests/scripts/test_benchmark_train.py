@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vae_astro.errors import InputError
+
 ROOT = Path(__file__).parents[2]
 SMALL = ("size=small", "peers=null")
 
@@ -63,7 +65,7 @@ def test_only_its_own_section_of_a_page_is_replaced(tmp_path: Path) -> None:
     page.write_text("before\n<!-- a: begin -->\nold\n<!-- a: end -->\nafter\n")
     write_section(page, "a", "new")
     assert page.read_text() == "before\n<!-- a: begin -->\nnew\n<!-- a: end -->\nafter\n"
-    with pytest.raises(SystemExit, match="has not the marks"):
+    with pytest.raises(InputError, match="has not the marks"):
         write_section(page, "b", "new")
 
 
@@ -155,8 +157,8 @@ def test_time_is_given_to_the_innermost_part_and_its_operation() -> None:
 
 
 def test_a_row_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    assert "only=speed must be among start, training" in benchmark(
-        tmp_path, *SMALL, "only=[speed]", expect=1
+    assert "only must be one of start, training" in benchmark(
+        tmp_path, *SMALL, "only=[speed]", expect=2
     )
 
 
