@@ -207,7 +207,7 @@ def test_resume_refuses_another_model_and_a_run_without_checkpoint(
     assert "init_from=" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="resume=.*holds no checkpoint"):
+    with pytest.raises(InputError, match=r"resume=.*holds no checkpoint"):
         find_checkpoint("resume", str(tmp_path / "empty"))
 
 

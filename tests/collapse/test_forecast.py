@@ -208,7 +208,7 @@ def test_lines_say_what_a_person_needs() -> None:
     assert "full collapse" in first
     assert "largest eigenvalue 8" in first
     assert "threshold 100" in first
-    assert "1: 7.9" in second
+    assert "largest final beta: 7.9" in second
 
 
 # -- what is told --------------------------------------------------------------------------------
@@ -257,9 +257,10 @@ def test_the_first_line_tells_verdict_and_figures(end: float, first: str) -> Non
 
 def test_the_second_line_tells_the_room_that_beta_has() -> None:
     spectrum = spectrum_of([8.0, 4.0, 2, 2, 2])
-    room = "largest final beta that keeps so many units: " + ", ".join(
-        f"{n}: {forecast(spectrum, 5, constant(), 10).largest_beta(n):.3g}" for n in (1, 2, 3, 5)
+    one, two, three, five = (
+        f"{forecast(spectrum, 5, constant(), 10).largest_beta(n):.3g}" for n in (1, 2, 3, 5)
     )
+    room = f"largest final beta: {one} for 1 living unit, {two} for 2, {three} for 3, {five} for 5"
     falls = linear(total_steps=10, start=9.0, end=3.0)
     for schedule in (constant(value=100.0), linear(total_steps=10, end=1.0), falls):
         assert forecast(spectrum, 5, schedule, 10).lines[1] == f"forecast: {room}"

@@ -171,11 +171,13 @@ class Forecast:
         told = VERDICT_WORDS[end.verdict]
         told += ", whatever the network" if end.verdict == "full" else ""
         compared = f"largest eigenvalue {end.largest_eigenvalue:.3g}, threshold {end.threshold:.3g}"
-        kept = ", ".join(f"{n}: {beta:.3g}" for n, beta in room.items())
+        kept = ", ".join(
+            f"{beta:.3g} for {n}{' living unit' * (n == 1)}" for n, beta in room.items()
+        )
         return (
             f"forecast: {told}; KL about {end.kl_nats:.3g} nats in {end.active_units} of "
             f"{end.latent_dim} units ({compared})",
-            f"forecast: {self._of_schedule}largest final beta that keeps so many units: {kept}",
+            f"forecast: {self._of_schedule}largest final beta: {kept}",
         )
 
     def __str__(self) -> str:
