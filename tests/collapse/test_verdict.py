@@ -10,6 +10,7 @@ from vae_astro.collapse.meaning import explain_code
 from vae_astro.collapse.spectrum import Spectrum
 from vae_astro.collapse.units import ACTIVE_VARIANCE, FULL_COLLAPSE_NATS, verdict_of
 from vae_astro.collapse.verdict import (
+    Change,
     Circumstances,
     CollapseVerdict,
     _round_down,
@@ -146,6 +147,7 @@ def test_too_large_a_sigma_is_named_and_a_learned_one_offered() -> None:
     told = explain(judged_as(0.0, 0.0), far, None, RUN)
     assert "beta * s2 is 50, and the stamps vary by 8" in str(told.cause)
     assert str(told.change).startswith("likelihood=sigma")
+    assert told.change.settings == ("likelihood=sigma",)
     assert "It was forecast before training." in told.paragraph
 
 
@@ -187,7 +189,8 @@ def test_a_checkpoint_from_before_the_collapse_is_told_from_the_end() -> None:
 def test_more_units_than_directions_are_too_many() -> None:
     few = foreseen(spectrum_of(8.0, 0.0, 0.0, 0.0, 0.0), 5, 1.0)
     told = explain(judged_as(1.0, 0, 0, 0, 0), few, None, RUN)
-    assert told.change == "fewer latent units, model.latent_dim=1"
+    assert str(told.change) == "fewer latent units, model.latent_dim=1"
+    assert told.change.settings == ("model.latent_dim=1",)
     assert "directions that exceed it: 1" in str(told.cause)
 
 
@@ -196,6 +199,7 @@ def test_fewer_units_than_forecast_are_no_fault_of_the_loss() -> None:
     told = explain(judged_as(3.0, 2.0, 0, 0, 0), wide, None, RUN)
     assert "fewer units than it has" in str(told.cause)
     assert "model.latent_dim=2" in str(told.change)
+    assert told.change.settings == ("model.latent_dim=2",)
 
 
 def test_without_a_forecast_there_is_still_a_verdict() -> None:
@@ -280,13 +284,13 @@ def test_a_network_that_does_not_use_its_code_is_told_in_full() -> None:
 def test_a_run_of_a_few_steps_is_not_called_a_broken_network() -> None:
     told = explain(judged_as(0.0, 0.0), SOUND, None, Circumstances(14))
     assert told.cause == "14 steps are too few to tell."
-    assert told.change == "a longer run, trainer.max_epochs"
+    assert told.change == Change("a longer run, trainer.max_epochs", "longer")
 
 
 def test_the_audit_is_asked_of_this_run() -> None:
     told = explain(judged_as(0.0, 0.0), SOUND, None, Circumstances(1000, run="'my runs/1'"))
-    assert told.change is not None
-    assert told.change.endswith("scripts/audit.py checkpoint='my runs/1'")
+    assert str(told.change).endswith("scripts/audit.py checkpoint='my runs/1'")
+    assert (told.change.kind, told.change.settings) == ("audit", ())
 
 
 def test_a_run_too_short_is_told_in_full() -> None:
@@ -361,7 +365,8 @@ def test_a_lower_beta_is_half_of_what_keeps_half_of_the_units() -> None:
     of = foreseen(spectrum, 3, 40.0)
     room = of.largest_beta(2)  # half of three, rounded up
     change = explain(judged_as(0.0, 0.0, 0.0), of, None, RUN).change
-    assert change == f"a lower final beta, beta.end={room / 2:.2g}"
+    lower = f"beta.end={room / 2:.2g}"
+    assert change == Change(f"a lower final beta, {lower}", "settings", (lower,))
 
 
 def test_a_beta_for_people_has_two_digits_or_one_rounded_down() -> None:

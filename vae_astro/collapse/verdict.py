@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from vae_astro.collapse.units import ACTIVE_VARIANCE, VERDICT_WORDS, Verdict, ve
 from vae_astro.errors import InputError
 from vae_astro.objective.beta import RatePenalty
 
-__all__ = ["Circumstances", "CollapseVerdict", "Explanation", "explain", "judge",
+__all__ = ["Change", "Circumstances", "CollapseVerdict", "Explanation", "explain", "judge",
            "still_rising"]  # fmt: skip
 
 
@@ -123,6 +124,31 @@ class Circumstances:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What would help a collapsed code most.
+
+    Attributes
+    ----------
+    words : str
+        With the settings, as a user types them.
+    kind : {"settings", "longer", "audit"}
+        Another run with other settings, the same one longer, or a look at the network.
+    settings : tuple of str
+        ``KEY=VALUE`` each; empty but for the first kind.
+    """
+
+    words: str
+    kind: Literal["settings", "longer", "audit"] = "settings"
+    settings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.words
+
+
+LONGER = Change("a longer run, trainer.max_epochs", "longer")
+
+
+@dataclass(frozen=True)
 class Explanation:
     """The verdict for a person.
 
@@ -132,13 +158,13 @@ class Explanation:
         Everything, in plain words.
     cause : str or None
         Why the code collapsed; None where it did not.
-    change : str or None
-        The settings to change, as a user types them; None where nothing needs to.
+    change : Change or None
+        What would help; None where nothing needs to.
     """
 
     paragraph: str
     cause: str | None
-    change: str | None
+    change: Change | None
 
 
 def explain(
@@ -234,33 +260,33 @@ def _compare(verdict: CollapseVerdict, foreseen: Forecast, run: Circumstances) -
 
 def _cause_and_change(
     verdict: CollapseVerdict, foreseen: Forecast | None, run: Circumstances
-) -> tuple[str, str]:
-    """Why, and the settings that would help most."""
+) -> tuple[str, Change]:
+    """Why, and what would help most."""
     if foreseen is not None and foreseen.end.verdict in ("full", verdict.verdict):
         return _too_heavy(foreseen, run)
     if run.still_rising:
         return (
             f"the run was too short: after {run.total_steps} steps the KL was still rising.",
-            "a longer run, trainer.max_epochs",
+            LONGER,
         )
     if verdict.verdict == "full" and run.total_steps < FEW_STEPS:
-        return (
-            f"{run.total_steps} steps are too few to tell.",
-            "a longer run, trainer.max_epochs",
-        )
+        return f"{run.total_steps} steps are too few to tell.", LONGER
     if verdict.verdict == "full":
         return (
             "not the weight of the KL, which leaves room for a code; the network does not use it.",
-            f"an audit of the network, python scripts/audit.py checkpoint={run.run}",
+            Change(
+                f"an audit of the network, python scripts/audit.py checkpoint={run.run}", "audit"
+            ),
         )
+    fewer = f"model.latent_dim={max(1, verdict.active_units)}"
     return (
         "the network gathers what the loss pays for in fewer units than it has; "
         "their KL is what counts.",
-        f"fewer latent units, model.latent_dim={max(1, verdict.active_units)}, or a longer run",
+        Change(f"fewer latent units, {fewer}, or a longer run", settings=(fewer,)),
     )
 
 
-def _too_heavy(foreseen: Forecast, run: Circumstances) -> tuple[str, str]:
+def _too_heavy(foreseen: Forecast, run: Circumstances) -> tuple[str, Change]:
     """The threshold is too high: by a loss that is no density, a sigma too large or beta."""
     end = foreseen.end
     cause = (
@@ -275,18 +301,23 @@ def _too_heavy(foreseen: Forecast, run: Circumstances) -> tuple[str, str]:
         if better.active_units > end.active_units:
             return (
                 f"{cause}.",
-                f"likelihood=sigma, which learns s2 (forecast: {better.kl_nats:.3g} nats in "
-                f"{better.active_units} units)",
+                Change(
+                    f"likelihood=sigma, which learns s2 (forecast: {better.kl_nats:.3g} nats in "
+                    f"{better.active_units} units)",
+                    settings=("likelihood=sigma",),
+                ),
             )
     half = -(-foreseen.latent_dim // 2)
     room = foreseen.largest_beta(half)
     if room == 0:
+        fewer = f"model.latent_dim={max(1, end.n_surviving)}"
         return (
             f"{cause}; the stamps have no more directions.",
-            f"fewer latent units, model.latent_dim={max(1, end.n_surviving)}",
+            Change(f"fewer latent units, {fewer}", settings=(fewer,)),
         )
     key = "beta.value" if foreseen.lowest.beta == end.beta else "beta.end"
-    return f"{cause}.", f"a lower final beta, {key}={_round_down(room / 2)}"
+    lower = f"{key}={_round_down(room / 2)}"
+    return f"{cause}.", Change(f"a lower final beta, {lower}", settings=(lower,))
 
 
 def _round_down(value: float) -> str:

@@ -87,11 +87,14 @@ def judge_run(
     metrics["invariance"] = measure_invariance(
         vae.network.encode, images, vae.clustered_units
     ).as_dict()
+    change = explanation.change
     metrics["collapse"] |= {
         "forecast": None if foreseen is None else foreseen.as_dict(),
         "explanation": explanation.paragraph,
         "cause": explanation.cause,
-        "change": explanation.change,
+        "change": None if change is None else change.words,
+        "change_kind": None if change is None else change.kind,
+        "change_settings": [] if change is None else list(change.settings),
         "meaning": meaning.as_dict(),
     }
     return Judgement(verdict, explanation, metrics)

@@ -6,10 +6,12 @@ Times are `vae_astro.progress.duration`, verdicts `vae_astro.collapse.units.VERD
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["held", "known_number", "number", "shortened"]
+__all__ = ["held", "known_number", "number", "shortened", "shown_path"]
 
 
 def held(source: Any, *keys: str) -> Any:
@@ -64,3 +66,9 @@ def shortened(text: str, longest: int) -> str:
         return text
     half = (longest - 1) // 2
     return f"{text[: longest - 1 - half]}…{text[-half:]}" if half else f"{text[: longest - 1]}…"
+
+
+def shown_path(path: Path) -> str:
+    """As a person in this folder would type it."""
+    inside = path.resolve().is_relative_to(Path.cwd())
+    return os.path.relpath(path) if inside else str(path.resolve())

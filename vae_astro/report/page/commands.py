@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 from importlib import metadata
-from pathlib import Path
 
 import yaml
 
@@ -14,7 +12,7 @@ import vae_astro
 from vae_astro.report.history import Run
 from vae_astro.report.page.facts import why_useless
 from vae_astro.report.page.remedies import remedies
-from vae_astro.report.words import held
+from vae_astro.report.words import held, shown_path
 
 __all__ = [
     "classes_command", "command", "commands", "outliers_command", "settings_text", "versions",
@@ -43,12 +41,6 @@ def versions(trained_with: str | None) -> list[tuple[str, str]]:
     return rows
 
 
-def shown_path(path: Path) -> str:
-    """As a person in this folder would type it."""
-    inside = path.resolve().is_relative_to(Path.cwd())
-    return os.path.relpath(path) if inside else str(path.resolve())
-
-
 def command(*words: str) -> str:
     """A command that can be pasted into a shell."""
     return " ".join(["python", *(shlex.quote(word) for word in words)])
@@ -64,7 +56,7 @@ def commands(run: Run) -> list[tuple[str, str]]:
              command("scripts/report.py", f"run={here}"))  # fmt: skip
     if why_useless(run) is not None:
         helps = [(words, command(*typed)) for words, typed in remedies(run)]
-        longer = "trainer.max_epochs" in str(held(run.metrics, "collapse.change"))
+        longer = held(run.metrics, "collapse.change_kind") == "longer"
         return [*([_more_training(run)] if longer else []), *helps, again]
     train = [
         _more_training(run),

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Sequence
 
 from vae_astro.report.history import Run
 from vae_astro.report.page.facts import why_useless
-from vae_astro.report.words import held, known_number
+from vae_astro.report.words import held, known_number, shown_path
 
 __all__ = ["remedies"]
 
-SETTING = re.compile(r"\b([a-z_]+(?:\.[a-z_]\w*)*=[\w.+-]*\w)")
-"""A setting within words: ``beta.end=0.05``."""
-COMMAND = re.compile(r"python (scripts/\S+(?: \S+=\S+)*)")
 OF_THE_RUN = ("run_dir", "resume", "init_from", "plan", "debug", "hydra")
 """Keys that another run does not take over."""
 FOR_FORECAST = ("data", "model", "likelihood", "beta", "seed")
@@ -27,8 +22,8 @@ def remedies(run: Run) -> list[tuple[str, list[str]]]:
     Parameters
     ----------
     run : Run
-        Judged. What the verdict found to be the most useful change is typed behind what the run
-        was started with.
+        Judged. The settings that the verdict found to help most (``collapse.change_settings``) are
+        typed behind what the run was started with.
 
     Returns
     -------
@@ -41,11 +36,11 @@ def remedies(run: Run) -> list[tuple[str, list[str]]]:
     typed = [word for word in run.overrides if key_of(word).split(".")[0] not in OF_THE_RUN]
     if useless == "nuisances":
         return _against_nuisances(run, typed)
-    change = str(held(run.metrics, "collapse.change") or "")
     found: list[tuple[str, list[str]]] = []
-    if asked := COMMAND.search(change):
-        found.append(("Look where the network goes wrong", shlex.split(asked[1])))
-    elif settings := SETTING.findall(change):
+    if held(run.metrics, "collapse.change_kind") == "audit":
+        words = ["scripts/audit.py", f"checkpoint={shown_path(run.dir)}"]
+        found.append(("Look where the network goes wrong", words))
+    if settings := held(run.metrics, "collapse.change_settings"):
         changed = _with(run, typed, settings)
         if forecast := _forecast(changed):
             found.append(("What would come of it, before any training", forecast))
