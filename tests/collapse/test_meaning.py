@@ -270,7 +270,10 @@ def test_a_nuisance_that_is_unknown_for_some_stamps_costs_no_stamps():
 
 def test_without_properties_or_units_there_is_nothing_to_tell():
     nothing = explain(noise(2), {})
-    assert nothing.units[0].follows is None
+    assert [(u.unit, u.follows, u.correlation, u.floor) for u in nothing.units] == [
+        (0, None, 0.0, 1.0),
+        (1, None, 0.0, 1.0),
+    ]
     assert not nothing.is_useless
     dead = explain(noise(2), draw_properties(), active=np.zeros(2, bool))
     assert dead.units == ()

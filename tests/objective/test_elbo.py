@@ -65,6 +65,25 @@ def test_loss_does_not_change_when_the_batch_is_repeated():
         torch.testing.assert_close(twice.loss(penalty), once.loss(penalty))
 
 
+def test_a_kl_that_is_drawn_may_come_out_below_zero():
+    # as that of a learned prior; cut off, its mean would be too large
+    drawn = Elbo(torch.zeros(2), torch.tensor([[-0.5, 1.0], [-0.1, 1.0]]))
+    assert drawn.loss(RatePenalty(1.0)).item() == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "loss"),
+    [
+        (RatePenalty(1.0), 20 + 2.3),  # linear: the mean of the losses is that of the whole batch
+        (RatePenalty(1.0, free_bits_nats=0.5), 20 + 1.3 + 3.0),
+        (RatePenalty(1.0, capacity_nats=1.0), 20 + 3.3),
+    ],
+)
+def test_what_bends_at_a_rate_looks_at_the_kl_of_all_processes(penalty, loss, monkeypatch):
+    monkeypatch.setattr("vae_astro.objective.elbo.mean_over_ranks", lambda own: own + 1.0)
+    assert parts().loss(penalty).item() == pytest.approx(loss)
+
+
 def test_loss_is_not_averaged_over_units():
     once = parts()
     doubled = Elbo(once.reconstruction, once.kl_per_unit.repeat(1, 2))

@@ -114,6 +114,15 @@ def test_information_of_a_gaussian_channel_is_that_of_the_closed_form():
     assert information.item() == pytest.approx(math.log(4), abs=0.1)
 
 
+def test_information_is_that_of_torch_distributions_for_posteriors_of_any_width():
+    mean, log_var = posteriors(1)
+    eps = noise(64, 5)
+    std = (0.5 * log_var).exp()
+    density = Normal(mean, std).log_prob((mean + std * eps)[:, None]).sum(2)  # (code, posterior)
+    expected = (density.diagonal() - density.logsumexp(1)).mean() + math.log(64)
+    torch.testing.assert_close(mutual_information(mean, log_var, eps), expected)
+
+
 def test_information_adds_up_over_independent_units_and_ignores_constant_ones():
     mean = torch.cat([math.sqrt(3) * noise(512, 1, seed=1), torch.zeros(512, 4)], dim=1)
     information = mutual_information(mean, torch.zeros(512, 5).double(), noise(512, 5))
