@@ -31,6 +31,9 @@ def test_a_sweep_gives_its_jobs_by_their_numbers(write_run, tmp_path: Path) -> N
     (tmp_path / "sweep" / "multirun.yaml").write_text("{}")
     assert names([str(tmp_path / "sweep")]) == ["sweep/0", "sweep/2", "sweep/10"]
     assert names([str(tmp_path)]) == ["sweep/0", "sweep/2", "sweep/10"]
+    runs, left_out = find_runs([f"{tmp_path}/sweep/*"])
+    assert [run.name for run in runs] == ["sweep/0", "sweep/2", "sweep/10"]
+    assert left_out == []
 
 
 def test_a_checkpoint_stands_for_its_run(write_run) -> None:

@@ -13,6 +13,8 @@ __all__ = ["find_runs"]
 
 DEEPEST = 3
 """Levels below a folder that runs are looked for in: a sweep, or a folder of sweeps."""
+SWEEP_RECORD = "multirun.yaml"
+"""What Hydra leaves beside the jobs of a sweep."""
 
 
 def find_runs(paths: Iterable[str]) -> tuple[list[Run], list[Path]]:
@@ -37,7 +39,7 @@ def find_runs(paths: Iterable[str]) -> tuple[list[Run], list[Path]]:
     left_out = []
     for path in _expanded(paths):
         folders = list(_run_folders(path, DEEPEST))
-        if not folders:
+        if not folders and path.name != SWEEP_RECORD:
             left_out.append(path)
         for folder in folders:
             if folder.resolve() not in found:
@@ -57,7 +59,7 @@ def _expanded(paths: Iterable[str]) -> Iterator[Path]:
         if path.exists():
             yield path
         elif has_magic(text):
-            yield from (Path(each) for each in sorted(glob(str(path))))
+            yield from sorted(map(Path, glob(str(path))), key=_by_number)
         else:
             raise InputError(f"runs={text}: there is no such folder; give that of a run")
 
