@@ -65,7 +65,7 @@ def npy() -> bytes:
         (b"\x89HDF\r\n\x1a\n" + bytes(99), "weights of Keras"),
         (b"SIMPLE  =                    T", "a FITS file"),
         (npy(), "a NumPy array"),
-        (gzip.compress(b"x"), "compressed with gzip"),
+        (gzip.compress(b"x", mtime=0), "compressed with gzip"),
         (pickle.dumps({"a": 1}), "a bare pickle"),
         (tarred(), "a tar archive"),
         ((40).to_bytes(8, "little") + b'{"__metadata__":{}}' + bytes(21), "safetensors"),
