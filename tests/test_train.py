@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,19 @@ def test_run_folder_holds_what_the_contract_says(finished: Path) -> None:
     assert metrics["data"]["n_train"] + metrics["data"]["n_val"] + metrics["data"]["n_test"] == 120
     assert metrics["classes"]["n_classes"] == 8
     assert metrics["timing"]["train_stamps_per_second"] > 0
+
+
+def test_a_band_that_no_object_has_leaves_every_figure_finite(stamps: Path, tmp_path: Path) -> None:
+    for file in stamps.glob("**/*.fits"):
+        for band in "gi":
+            (tmp_path / "sky").mkdir(exist_ok=True)
+            shutil.copy(file, tmp_path / "sky" / f"{file.stem}_{band}.fits")
+    run_train(tmp_path, *SMALL, "data=bands", "data.bands=[g,r,i]", "data.missing=pad",
+              f"data.root={tmp_path / 'sky'}", "run_dir=run", "trainer.max_epochs=2")  # fmt: skip
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    json.dumps(metrics, allow_nan=False)  # raises ValueError for any that is not
+    assert len(metrics["collapse"]["forecast"]["decoder_variance"]) == 2
+    assert metrics["data"]["n_train"] + metrics["data"]["n_val"] + metrics["data"]["n_test"] == 120
 
 
 def test_checkpoint_embeds_raw_stamps_in_three_lines(finished: Path, stamps: Path) -> None:

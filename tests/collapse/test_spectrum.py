@@ -323,6 +323,34 @@ def test_the_width_of_a_band_is_that_of_its_own_good_pixels() -> None:
     assert (found.n_pixels, found.n_stamps) == (6, 4)
 
 
+@pytest.mark.parametrize("silent", [0, 1, 2])
+@pytest.mark.parametrize("observed", [False, True])
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        lambda n_bands: FixedGaussian(),
+        lambda n_bands: SharedGaussian(n_bands=n_bands),
+        lambda n_bands: StudentT(n_bands=n_bands),
+        lambda n_bands: Bernoulli(),
+    ],
+    ids=["gaussian", "sigma", "student_t", "bernoulli"],
+)
+def test_a_band_that_says_nothing_is_left_out(stamps, likelihood, observed, silent: int) -> None:
+    """Without a good pixel in any stamp, or the same in all of them, wherever it stands."""
+    two = torch.cat([stamps, 3 * stamps.flip(2)], dim=1).sigmoid()
+    three = torch.cat([two[:, :silent], torch.ones_like(stamps), two[:, silent:]], dim=1)
+    mask = torch.ones_like(three, dtype=torch.bool)
+    mask[:, silent] = observed
+    alone = measure_spectrum([batch_of(two)], likelihood(2))
+    found = measure_spectrum([batch_of(three, mask)], likelihood(3))
+    for name in ("eigenvalues", "overlap", "variance", "fitting_variance", "decoder_variance"):
+        # rounding mixes the directions of neighbouring eigenvalues by some 1e-5
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(alone, name), rtol=1e-4, atol=1e-4, err_msg=name
+        )
+    assert found.n_pixels == alone.n_pixels + 36 * observed
+
+
 def test_64_eigenvalues_are_measured_unless_asked_otherwise() -> None:
     image = torch.randn(80, 1, 9, 9, generator=torch.Generator().manual_seed(0))
     assert len(measure_spectrum([batch_of(image)], FixedGaussian()).eigenvalues) == 64
@@ -341,7 +369,7 @@ def test_a_pixel_counts_from_a_variance_of_a_ten_billionth(size: float, counts: 
     image[0, 0], image[1, 0] = 1, -1
     image[0, 1, 0, 0], image[1, 1, 0, 0] = size, -size
     found = measure_spectrum([batch_of(image)], FixedGaussian())
-    assert found.variance[1] == pytest.approx(size**2 if counts else 0, rel=1e-4)
+    assert found.variance == pytest.approx([4, size**2] if counts else [4], rel=1e-4)
 
 
 def test_reading_goes_on_until_the_last_pixel_fits(stamps, monkeypatch) -> None:

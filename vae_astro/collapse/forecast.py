@@ -55,7 +55,7 @@ class Outlook:
     eigenvalues : tuple of float
         Leading eigenvalues of the stamps' covariance in the same units, descending.
     decoder_variance : tuple of float
-        s2 of each band, in the same units: as given, or what is learned.
+        s2 of each band in which stamps differ, in the same units: as given, or what is learned.
     kl_per_unit_nats : tuple of float
         One for each latent unit, descending; infinite at beta = 0.
     active_units : int

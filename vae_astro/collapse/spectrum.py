@@ -51,6 +51,9 @@ SMALLEST_EXACT = 1024
 class Spectrum:
     """Leading part of the stamps' covariance in the units of a loss, its collapsed state at 1.
 
+    C counts the bands in which stamps differ: one without a good pixel in any stamp, or the same in
+    all of them, has nothing to say and is left out.
+
     Attributes
     ----------
     eigenvalues : ndarray, shape (Q,), float64
@@ -145,10 +148,15 @@ def measure_spectrum(
             "the stamps do not differ: all of them are the same in every good pixel, and there is "
             "nothing that a latent code could say"
         )
-    n_good = stamps.mask.sum((0, 2, 3)) / len(stamps.mask)
     bands = torch.arange(len(curvature))[:, None, None].expand_as(curvature)[observed]
+    n_pixels = len(bands)
     total = torch.zeros(len(curvature)).index_add(0, bands, variance).double()
-    decoder_variance = n_good / curvature.sum((1, 2)).double()
+    told = total > 0
+    if not bool(told.all()):  # the scale of a band that says nothing is not known either
+        columns, bands = columns[:, told[bands]], (told.cumsum(0) - 1)[bands[told[bands]]]
+        total = total[told]
+    n_good = stamps.mask.sum((0, 2, 3))[told] / len(stamps.mask)
+    decoder_variance = n_good / curvature.sum((1, 2))[told].double()
     fitting = bands.bincount().double() if convex else total
     if likelihood.learns_scale:
         # its scale was found from the first stamps: make it that of all
@@ -156,7 +164,7 @@ def measure_spectrum(
         columns *= misfit.rsqrt().float()[bands]
         total, decoder_variance = fitting, decoder_variance * misfit
     eigenvalues, directions = _leading(columns, n_modes)
-    parts = [directions[bands == band] for band in range(len(curvature))]
+    parts = [directions[bands == band] for band in range(len(total))]
     return Spectrum(
         eigenvalues=eigenvalues.numpy(),
         overlap=torch.stack([part.T @ part for part in parts]).numpy(),
@@ -166,7 +174,7 @@ def measure_spectrum(
         learned_scale=likelihood.learns_scale,
         kl_weight=likelihood.kl_weight,
         n_stamps=len(stamps.image),
-        n_pixels=len(bands),
+        n_pixels=n_pixels,
     )
 
 
