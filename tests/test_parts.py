@@ -62,8 +62,7 @@ def small_vae(**parts: Any) -> VAE:
     torch.manual_seed(0)
     model = {"name": "conv", "latent_dim": 3, "width": 8, "minimum_rate_nats": 1.0}
     vae = VAE([1, 16, 16], **{"model": model, "normalize": {"gain": 2.0}} | parts)
-    vae.schedule = vae._schedule_of(100)
-    vae.total_steps = 100
+    vae.set_length(100)
     return vae
 
 

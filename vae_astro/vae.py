@@ -160,15 +160,15 @@ class VAE(ArrayCalls):
         )
         self.prior.attach(self.network)
         self.beta_settings = dict(beta or {"name": "linear"})
-        self.schedule = self._schedule_of(1)  # made again when the length of the run is known
+        self.total_steps = 1
+        """Optimiser steps of the run that the schedules are made for; see `set_length`."""
+        self.schedule = self._schedule()
         self.parts = Parts(self.network, self.likelihood, self.prior, self.normalizer)
         """What the modules do together; `compile_parts` puts a compiled one here."""
         self._late = LateValues()
         self.optim = construct("optim", Optim, optim or {})
         self.inference = aggressive_inference(self.optim.aggressive)
         self.log_every_n_steps = log_every_n_steps
-        self.total_steps = 1
-        """Length of the run that the schedules are made for, in optimiser steps."""
         self.shown: dict[str, float] = {}
         """For a progress bar, as of the last step that was logged."""
         self.run_settings: dict[str, Any] | None = None
@@ -213,6 +213,26 @@ class VAE(ArrayCalls):
         )
 
     # -- training ----------------------------------------------------------------------------
+
+    def set_length(self, total_steps: int) -> None:
+        """Make the schedules of beta and of the learning rate for a run of ``total_steps``.
+
+        A fit does so when it begins, and a checkpoint is of a run of some length already. What a
+        controller of beta has learned stays.
+
+        Parameters
+        ----------
+        total_steps : int
+            Optimiser steps.
+
+        Raises
+        ------
+        InputError
+            Less than one.
+        """
+        self.total_steps = check_int("total_steps", total_steps, minimum=1)
+        if self.schedule.controller is None:  # it depends on the training so far, not on the step
+            self.schedule = self._schedule()
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Look at training stamps before the first step, where the parts of the model want to.
@@ -383,15 +403,13 @@ class VAE(ArrayCalls):
                 total_steps,
                 self.total_steps,
             )
-        self.total_steps = total_steps
-        if self.schedule.controller is None:  # a controller goes on from where it is
-            self.schedule = self._schedule_of(total_steps)
+        self.set_length(total_steps)
 
     def on_train_epoch_start(self) -> None:
         prior_epochs.begin_epoch(self.prior, self.network, self.trainer)
 
-    def _schedule_of(self, total_steps: int) -> Schedule:
-        return build("beta", SCHEDULES, self.beta_settings, total_steps=total_steps)
+    def _schedule(self) -> Schedule:
+        return build("beta", SCHEDULES, self.beta_settings, total_steps=self.total_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vae_astro"] = {
@@ -404,7 +422,7 @@ class VAE(ArrayCalls):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ours = checkpoint["vae_astro"]
-        self.total_steps = ours["total_steps"]
+        self.set_length(ours["total_steps"])
         for group, state in ours["state"].items():
             if group in self._moving_parts():
                 self._moving_parts()[group].load_state_dict(state)
