@@ -20,7 +20,7 @@ from vae_astro.errors import InputError
 from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.objective.elbo import Elbo
 from vae_astro.objective.kl import gaussian_kl_per_unit
-from vae_astro.vae import StampScores
+from vae_astro.parts import StampScores
 
 N_STEPS = 1000
 
