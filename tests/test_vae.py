@@ -510,7 +510,7 @@ def test_large_stamps_are_held_until_the_bound_before_the_first_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batch = batch_of(32)
-    monkeypatch.setattr("vae_astro.vae.PREPARED_BYTES", 2 * batch["image"].nbytes)
+    monkeypatch.setattr("vae_astro.parts.PREPARED_BYTES", 2 * batch["image"].nbytes)
     taken: list[int] = []
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:

@@ -106,7 +106,7 @@ class HyraxVAE(nn.Module):
                 "can infer with their checkpoints: infer.model_weights_file"
             )
         image, mask, noise, _ = stamps
-        if self.n_steps == 0:
+        if self.n_steps == 0 and not vae.is_prepared:  # weights may come from a run
             index = torch.arange(len(image), device=image.device)
             vae.prepare([{"image": image, "mask": mask, "noise": noise, "index": index}])
         controller = vae.schedule.controller

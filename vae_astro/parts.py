@@ -6,13 +6,14 @@ step come as tensors. So a step does not wait for its device, and can be compile
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vae_astro.data.batches import Batch
 from vae_astro.data.normalize import Normalizer
 from vae_astro.data.stamp import SMALLEST_STAMP
 from vae_astro.errors import InputError
@@ -37,6 +38,10 @@ __all__ = [
     "check_stamps",
     "weights_at",
 ]
+
+
+PREPARED_BYTES = 2**29
+"""Of pixels that are held at once before the first step; a few copies are made of them."""
 
 
 class Weights(NamedTuple):
@@ -131,6 +136,28 @@ class Parts:
         self.likelihood = likelihood
         self.prior = prior
         self.normalizer = normalizer
+
+    @property
+    def wants_stamps(self) -> bool:
+        """Whether `prepare` looks at any."""
+        return self.network.wants_stamps or self.likelihood.wants_stamps
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Let network and likelihood look at training stamps, before the first step.
+
+        They come in random order: large ones are looked at until `PREPARED_BYTES` of pixels.
+        """
+        if not self.wants_stamps:
+            return
+        held: list[Batch] = []
+        n_bytes = 0
+        for batch in batches:
+            held.append(batch)
+            n_bytes += batch["image"].nbytes
+            if n_bytes >= PREPARED_BYTES:
+                break
+        self.network.prepare(held)
+        self.likelihood.prepare(held)
 
     def train(
         self,

@@ -32,9 +32,6 @@ from vae_astro.training_log import TrainingLog, ValidationScores
 
 __all__ = ["VAE"]
 
-PREPARED_BYTES = 2**29
-"""Of pixels that are held at once before the first step; a few copies are made of them."""
-
 log = logging.getLogger(__name__)
 
 
@@ -101,6 +98,7 @@ class VAE(ArrayCalls):
         self.log_every_n_steps = log_every_n_steps
         self.training_log = TrainingLog(self.likelihood, self.band_names)
         self._val_scores = ValidationScores()
+        self._has_looked = False
         self.run_settings: dict[str, Any] | None = None
         """What the run was composed of, in plain Python; travels in the checkpoint."""
         self.predict_scores = False
@@ -167,19 +165,17 @@ class VAE(ArrayCalls):
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Look at training stamps before the first step, where the parts of the model want to.
 
-        They come in random order: large ones are looked at until `PREPARED_BYTES` of pixels.
+        What they have learned by then is lost: not for a model that `is_prepared`.
         """
-        if not (self.network.wants_stamps or self.likelihood.wants_stamps):
-            return
-        held: list[Batch] = []
-        n_bytes = 0
-        for batch in batches:
-            held.append(batch)
-            n_bytes += batch["image"].nbytes
-            if n_bytes >= PREPARED_BYTES:
-                break
-        self.network.prepare(held)
-        self.likelihood.prepare(held)
+        self.parts.prepare(batches)
+        self._has_looked = True
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a first step can follow: stamps were looked at, by this model or by the run that
+        its checkpoint is of, or no part of it wants to.
+        """
+        return self._has_looked or not self.parts.wants_stamps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: minus the ELBO, with the KL weighted by the schedule."""
@@ -317,6 +313,7 @@ class VAE(ArrayCalls):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ours = checkpoint["vae_astro"]
+        self._has_looked = True
         self.set_length(ours["total_steps"])
         for group, state in ours["state"].items():
             if group in self._moving_parts():
