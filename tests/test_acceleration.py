@@ -53,7 +53,7 @@ def batches(n: int, size: int = 8) -> Iterator[tuple[torch.Tensor, ...]]:
 
 def losses_of(vae: VAE, n_steps: int, settled_after: int | None = None) -> list[float]:
     """Of a short training; after some steps nothing may be compiled again."""
-    vae.schedule = vae._schedule_of(n_steps)
+    vae.set_length(n_steps)
     optimizer, losses = vae.optim.optimizer(vae), []
     controller = vae.schedule.controller
     for step, (image, mask, noise, eps) in enumerate(batches(n_steps)):

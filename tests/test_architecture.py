@@ -18,7 +18,7 @@ STOREYS = [
     {"hardware", "command", "checkpoint_file"},
     {"data", "model", "objective"},
     {"parts", "guarded_steps", "prior_epochs", "bound"},
-    {"array_calls"},
+    {"array_calls", "training_log"},
     {"vae"},
     {"collapse", "evaluate", "checkpoint", "acceleration", "faults"},
     {"catalogue", "processes", "length"},

@@ -139,6 +139,44 @@ def test_a_checkpoint_of_this_project_is_loaded_as_it_is(hyrax_vae: Any, tmp_pat
     assert weights == {id(each) for each in model.vae.parameters()}
 
 
+RINGS = {"name": "rings", "latent_dim": 10, "shape_units": 3, "width": 8}
+
+
+def test_what_wants_to_see_stamps_first_sees_those_of_the_first_step_alone(hyrax_vae: Any) -> None:
+    model = made(hyrax_vae, model=RINGS, likelihood={"name": "sigma", "focus_radius": "auto"})
+    inputs = torch.from_numpy(hyrax_vae.prepare_inputs(BATCH))
+    assert not model.vae.is_prepared
+    as_made = model.vae.network.encoder.rings.center.clone()
+    model.train_batch(inputs)
+    assert model.vae.is_prepared
+    center = model.vae.network.encoder.rings.center.clone()
+    window = model.vae.likelihood.weight.clone()
+    assert not torch.equal(center, as_made)
+    model.train_batch(inputs.flip(1) * 3)
+    assert torch.equal(model.vae.network.encoder.rings.center, center)
+    assert torch.equal(model.vae.likelihood.weight, window)
+
+
+def test_training_from_a_checkpoint_starts_from_its_weights(hyrax_vae: Any, tmp_path: Path) -> None:
+    trained = checkpoint(tmp_path / "best.ckpt", model=RINGS, optim={"lr": 1e-12})
+    model = made(hyrax_vae, model=RINGS)
+    model.load(tmp_path / "best.ckpt")
+    assert model.vae.is_prepared
+    model.train_batch(torch.from_numpy(hyrax_vae.prepare_inputs(BATCH)))
+    np.testing.assert_allclose(model.vae.embed(RAW), trained.embed(RAW), atol=1e-5)
+
+
+def test_weights_of_hyrax_are_not_prepared_again(hyrax_vae: Any, tmp_path: Path) -> None:
+    model = made(hyrax_vae, model=RINGS, optim={"lr": 1e-12})
+    inputs = torch.from_numpy(hyrax_vae.prepare_inputs(BATCH))
+    model.train_batch(inputs)
+    model.save(tmp_path / "weights.pth")
+    again = made(hyrax_vae, model=RINGS, optim={"lr": 1e-12})
+    again.load(tmp_path / "weights.pth")
+    again.train_batch(inputs.flip(0) * 3)
+    np.testing.assert_allclose(again.vae.embed(RAW), model.vae.embed(RAW), atol=1e-5)
+
+
 def test_what_hyrax_cannot_train_is_refused_with_what_to_do(hyrax_vae: Any, tmp_path: Path) -> None:
     inputs = torch.from_numpy(hyrax_vae.prepare_inputs(BATCH))
     model = made(hyrax_vae, optim={"aggressive": True})

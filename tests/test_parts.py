@@ -62,8 +62,7 @@ def small_vae(**parts: Any) -> VAE:
     torch.manual_seed(0)
     model = {"name": "conv", "latent_dim": 3, "width": 8, "minimum_rate_nats": 1.0}
     vae = VAE([1, 16, 16], **{"model": model, "normalize": {"gain": 2.0}} | parts)
-    vae.schedule = vae._schedule_of(100)
-    vae.total_steps = 100
+    vae.set_length(100)
     return vae
 
 
@@ -173,7 +172,7 @@ class Slow(LateValues):
 @pytest.mark.parametrize("late", [LateValues, Slow])
 def test_every_logged_step_is_logged_once_and_as_that_step(late: type[LateValues]) -> None:
     vae, batch, logger = small_vae(), batch_of(), Kept()
-    vae._late, vae.log_every_n_steps = late(), 4
+    vae.training_log._late, vae.log_every_n_steps = late(), 4
     optimizer, losses = vae.optim.optimizer(vae), []
     for step in range(10):
         vae._trainer = InARun(step)  # type: ignore[assignment]
@@ -189,14 +188,14 @@ def test_every_logged_step_is_logged_once_and_as_that_step(late: type[LateValues
         assert values["train/loss"] == losses[step]
         assert values["beta"] == pytest.approx(vae.penalty(step).beta)
         assert values["likelihood/std_band0"] > 0
-    assert vae.shown["beta"] == logger.lines[-1][1]["beta"]
+    assert vae.training_log.shown["beta"] == logger.lines[-1][1]["beta"]
 
 
 def test_a_wild_pixel_is_told_late_too() -> None:
     vae, batch = small_vae(likelihood={"name": "bernoulli"}), batch_of()
     batch["image"][0, 0, 0, 0] = 3.0
     batch["mask"][0, 0, 0, 0] = True
-    vae._late = Slow()
+    vae.training_log._late = Slow()
     vae._trainer = InARun(0)  # type: ignore[assignment]
     vae.training_step(batch, 0)
     with pytest.raises(InputError, match="needs pixels between 0 and 1, got 0 to 3"):

@@ -119,6 +119,17 @@ def test_a_collapse_is_said_and_dated_and_left_alone_by_default(
     assert not (tmp_path / "run" / "checkpoints" / "healthy.ckpt").exists()
 
 
+def test_too_heavy_a_weight_is_told_in_the_key_of_its_schedule(
+    settings_of: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    settings = settings_of("trainer.max_epochs=2")
+    settings["likelihood"] = {"name": "sigma", "learn": "closed_form"}
+    settings["beta"] = {"name": "capacity", "gamma": 1e5, "capacity_nats": 0.0}
+    train(settings, tmp_path / "run")
+    (lower,) = metrics_of(tmp_path / "run")["collapse"]["change_settings"]
+    assert lower.startswith("beta.gamma=")
+
+
 def test_a_stopped_run_ends_early_and_is_judged(
     settings_of: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

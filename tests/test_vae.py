@@ -85,7 +85,7 @@ def test_pixel_mean_mse_is_trained_with_its_own_weight_on_the_kl() -> None:
         likelihood={"name": "pixel_mean_mse", "kl_weight": 1000.0},
         beta={"name": "constant", "value": 0.5},
     )
-    vae.schedule = vae._schedule_of(10)
+    vae.set_length(10)
     assert vae.penalty(3).beta == 500.0
     batch = batch_of(4)
     torch.manual_seed(3)
@@ -107,7 +107,7 @@ def _quiet_step(vae: VAE, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def test_training_lowers_the_loss() -> None:
     vae = small_vae(likelihood={"name": "gaussian", "std": 1.0}, beta={"name": "constant"})
-    vae.schedule = vae._schedule_of(10)
+    vae.set_length(10)
     batch = batch_of(16)
     optimizer = vae.optim.optimizer(vae)
     losses = []
@@ -407,6 +407,28 @@ def test_beta_is_moved_by_the_median_chi2_of_the_sampled_code() -> None:
     assert vae.penalty(0).beta != 1.0
 
 
+def test_a_length_makes_the_schedules_and_is_of_a_step_at_least() -> None:
+    vae = small_vae(size=16, beta={"name": "linear", "warmup_fraction": 0.5})
+    assert vae.penalty(1).beta == 1.0, "a run of one step ends where any does"
+    vae.set_length(1000)
+    assert vae.total_steps == 1000
+    assert vae.penalty(250).beta == 0.5
+    for unusable in (0, 2.5):
+        with pytest.raises(InputError, match="total_steps must be"):
+            vae.set_length(unusable)  # type: ignore[arg-type]
+    assert vae.total_steps == 1000
+
+
+def test_a_checkpoint_brings_the_length_of_its_run_back() -> None:
+    beta = {"name": "linear", "warmup_fraction": 0.5}
+    trained, loaded = small_vae(size=16, beta=beta), small_vae(size=16, beta=beta)
+    trained.set_length(200)
+    checkpoint: dict[str, Any] = {}
+    trained.on_save_checkpoint(checkpoint)
+    loaded.on_load_checkpoint(checkpoint)
+    assert [loaded.penalty(step).beta for step in (0, 50, 100)] == [0.0, 0.5, 1.0]
+
+
 def test_a_schedule_is_fitted_to_the_length_of_the_run_and_a_controller_goes_on() -> None:
     class Run:
         estimated_stepping_batches = 1000
@@ -488,7 +510,7 @@ def test_large_stamps_are_held_until_the_bound_before_the_first_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batch = batch_of(32)
-    monkeypatch.setattr("vae_astro.vae.PREPARED_BYTES", 2 * batch["image"].nbytes)
+    monkeypatch.setattr("vae_astro.parts.PREPARED_BYTES", 2 * batch["image"].nbytes)
     taken: list[int] = []
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:

@@ -51,7 +51,7 @@ def figures(parts: dict[str, Any], stamps: dict[str, Tensor]) -> dict[str, Any]:
     """Loss, gradient and what moves beside it, after one step without a trainer."""
     torch.manual_seed(3)
     vae = VAE([1, SIZE, SIZE], **{"model": {"name": "linear", "latent_dim": 3}, **parts})
-    vae.schedule = vae._schedule_of(10)
+    vae.set_length(10)
     if vae.prior.learns:  # as it is when its first epoch begins
         of_all = batch()["image"]
         codes = torch.randn(30, 3, generator=torch.Generator().manual_seed(4))

@@ -16,7 +16,8 @@ from torch.nn.utils import get_total_norm
 
 from vae_astro.data.batches import Batch
 from vae_astro.errors import InputError
-from vae_astro.vae import VAE, StampScores
+from vae_astro.parts import StampScores
+from vae_astro.vae import VAE
 
 __all__ = ["Finding", "FiniteGuard", "examine"]
 

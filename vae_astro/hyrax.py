@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from vae_astro.checkpoint import find_checkpoint, load_checkpoint
 from vae_astro.data.normalize import NormalizedStamps
 from vae_astro.errors import InputError
-from vae_astro.objective.beta import SCHEDULES
 from vae_astro.parts import weights_at
-from vae_astro.settings import build, check_int
+from vae_astro.settings import check_int
 from vae_astro.vae import VAE
 
 try:
@@ -76,7 +75,7 @@ class HyraxVAE(nn.Module):
     def _take(self, vae: VAE) -> None:
         """Make ``vae`` the model, and an optimiser for it."""
         self.vae = vae
-        vae.schedule = build("beta", SCHEDULES, vae.beta_settings, total_steps=self.total_steps)
+        vae.set_length(self.total_steps)
         self.n_steps = 0
         self.optimizer = vae.optim.optimizer(vae, fused=False)  # devices are still to be chosen
 
@@ -107,7 +106,7 @@ class HyraxVAE(nn.Module):
                 "can infer with their checkpoints: infer.model_weights_file"
             )
         image, mask, noise, _ = stamps
-        if self.n_steps == 0:
+        if self.n_steps == 0 and not vae.is_prepared:  # weights may come from a run
             index = torch.arange(len(image), device=image.device)
             vae.prepare([{"image": image, "mask": mask, "noise": noise, "index": index}])
         controller = vae.schedule.controller

@@ -6,21 +6,42 @@ step come as tensors. So a step does not wait for its device, and can be compile
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vae_astro.data.batches import Batch
 from vae_astro.data.normalize import Normalizer
+from vae_astro.data.stamp import SMALLEST_STAMP
+from vae_astro.errors import InputError
+from vae_astro.model.focus import build_likelihood
 from vae_astro.model.likelihoods import Likelihood
-from vae_astro.model.networks import Network
+from vae_astro.model.networks import NETWORKS, Network
+from vae_astro.model.orientation import OrientationMarginal
 from vae_astro.model.posterior import DiagonalGaussian
-from vae_astro.model.priors import Prior
+from vae_astro.model.priors import PRIORS, Prior
 from vae_astro.objective.beta import RatePenalty, Schedule
 from vae_astro.objective.elbo import Elbo
 from vae_astro.objective.geco import Geco, chi2_per_pixel
+from vae_astro.settings import build, construct
 
-__all__ = ["Evaluated", "Parts", "Trained", "Weights", "weights_at"]
+__all__ = [
+    "Evaluated",
+    "Parts",
+    "StampScores",
+    "Trained",
+    "Weights",
+    "build_parts",
+    "check_stamps",
+    "weights_at",
+]
+
+
+PREPARED_BYTES = 2**29
+"""Of pixels that are held at once before the first step; a few copies are made of them."""
 
 
 class Weights(NamedTuple):
@@ -72,6 +93,29 @@ class Evaluated(NamedTuple):
     chi2_per_pixel: Tensor
 
 
+@dataclass(frozen=True)
+class StampScores:
+    """What the model says of each stamp of a batch, at beta = 1.
+
+    Attributes
+    ----------
+    posterior : DiagonalGaussian
+        Mean and log-variance, (B, Z).
+    elbo : Elbo
+        Log-density of the pixels at one posterior sample, and KL per unit, in nats.
+    location : Tensor, shape (B, C, H, W)
+        Expected pixels at the posterior mean, normalised, as the stamp lies.
+    chi2_per_pixel : Tensor, shape (B,)
+        Mean over the good pixels of the squared residual at the posterior mean, in units of the
+        pixel noise (`Normalizer.residual`): near 1 where the stamp is explained down to its noise.
+    """
+
+    posterior: DiagonalGaussian
+    elbo: Elbo
+    location: Tensor
+    chi2_per_pixel: Tensor
+
+
 class Parts:
     """The modules of a model, and what they do together; holds no weight of its own.
 
@@ -92,6 +136,28 @@ class Parts:
         self.likelihood = likelihood
         self.prior = prior
         self.normalizer = normalizer
+
+    @property
+    def wants_stamps(self) -> bool:
+        """Whether `prepare` looks at any."""
+        return self.network.wants_stamps or self.likelihood.wants_stamps
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Let network and likelihood look at training stamps, before the first step.
+
+        They come in random order: large ones are looked at until `PREPARED_BYTES` of pixels.
+        """
+        if not self.wants_stamps:
+            return
+        held: list[Batch] = []
+        n_bytes = 0
+        for batch in batches:
+            held.append(batch)
+            n_bytes += batch["image"].nbytes
+            if n_bytes >= PREPARED_BYTES:
+                break
+        self.network.prepare(held)
+        self.likelihood.prepare(held)
 
     def train(
         self,
@@ -159,6 +225,75 @@ class Parts:
 
     def _chi2(self, image: Tensor, location: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         return chi2_per_pixel(self.normalizer.residual(image, location, noise), mask)
+
+
+def check_stamps(
+    stamp_shape: Sequence[int], band_names: Sequence[str] | None
+) -> tuple[tuple[int, int, int], list[str]]:
+    """Shape (C, H, W) that a model is made for, and the names of its bands.
+
+    Raises
+    ------
+    InputError
+        Stamps that are not square, or too small; more or fewer names than bands.
+    """
+    try:
+        n_bands, height, width = (int(n) for n in stamp_shape)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"stamp_shape must be (bands, height, width), got {stamp_shape!r}"
+        ) from error
+    if height != width or height < SMALLEST_STAMP:
+        raise InputError(
+            f"stamps are {height}x{width}; they must be square and at least {SMALLEST_STAMP} "
+            "pixels wide: set data.size"
+        )
+    names = list(band_names or (f"band{band}" for band in range(n_bands)))
+    if n_bands < 1 or len(names) != n_bands:
+        raise InputError(
+            f"stamp_shape has {n_bands} bands, band_names {len(names)}: {', '.join(names)}"
+        )
+    return (n_bands, height, width), names
+
+
+def build_parts(
+    stamp_shape: tuple[int, int, int],
+    model: Mapping[str, Any] | None,
+    likelihood: Mapping[str, Any] | None,
+    prior: Mapping[str, Any] | None,
+    normalize: Mapping[str, Any] | None,
+) -> Parts:
+    """The modules that these settings name, fitted to one another.
+
+    Parameters
+    ----------
+    stamp_shape : tuple of int
+        C, H, W; see `check_stamps`.
+    model, likelihood, prior, normalize : mapping or None
+        As `VAE` has them.
+
+    Raises
+    ------
+    InputError
+        A setting that is unknown or out of range.
+    """
+    n_bands, size, _ = stamp_shape
+    normalizer = construct("data.normalize", Normalizer, normalize or {})
+    of_stamps: dict[str, Any] = {"n_bands": n_bands, "size": size, "normalizer": normalizer}
+    network = build("model", NETWORKS, model or {"name": "conv"}, **of_stamps)
+    density = build_likelihood(likelihood or {"name": "sigma"}, **of_stamps)
+    if network.any_orientation:
+        density = OrientationMarginal(density)
+    code = build(
+        "prior",
+        PRIORS,
+        prior or {"name": "standard"},
+        latent_dim=network.latent_dim,
+        stamp_shape=stamp_shape,
+        clustered_units=network.clustered_units,
+    )
+    code.attach(network)
+    return Parts(network, density, code, normalizer)
 
 
 def _both(posterior: DiagonalGaussian) -> tuple[Tensor, Tensor]:

@@ -267,6 +267,7 @@ def _circumstances(fitted: _Fitted, best: Path, datamodule: StampDataModule) -> 
         beta_moves=fitted.vae.schedule.controller is not None,
         end_state=monitor.health.state if monitor.health else "starting",
         rescues=tuple(f"{record['kind']}, {_told(record)}" for record in monitor.rescues),
+        beta=fitted.vae.beta_settings,
         run=shlex.quote(str(best.parent.parent)),
     )
 

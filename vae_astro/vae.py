@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from operator import attrgetter
+from dataclasses import replace
 from os import PathLike
 from typing import Any, Self
 
@@ -18,54 +17,22 @@ from vae_astro import prior_epochs
 from vae_astro.array_calls import ArrayCalls
 from vae_astro.checkpoint_file import CHECKPOINT_FORMAT, read_by_the_door, rebuilt
 from vae_astro.data.batches import Batch
-from vae_astro.data.normalize import Normalizer
-from vae_astro.data.stamp import SMALLEST_STAMP
 from vae_astro.errors import InputError
-from vae_astro.late import LateValues
-from vae_astro.model.focus import build_likelihood
-from vae_astro.model.networks import NETWORKS
-from vae_astro.model.orientation import OrientationMarginal
 from vae_astro.model.posterior import DiagonalGaussian
-from vae_astro.model.priors import PRIORS
 from vae_astro.objective.aggressive import AggressiveInference, aggressive_inference
 from vae_astro.objective.beta import SCHEDULES, RatePenalty, Schedule
 from vae_astro.objective.elbo import Elbo
 from vae_astro.objective.geco import Geco
 from vae_astro.objective.kl import mutual_information
 from vae_astro.objective.optim import Optim
-from vae_astro.parts import Parts, Trained, weights_at
-from vae_astro.ranks import gather, mean_over_ranks, n_ranks, own_rows
+from vae_astro.parts import StampScores, Trained, build_parts, check_stamps, weights_at
+from vae_astro.ranks import mean_over_ranks, n_ranks, own_rows
 from vae_astro.settings import build, check_int, construct, plain
+from vae_astro.training_log import TrainingLog, ValidationScores
 
-__all__ = ["VAE", "StampScores"]
-
-PREPARED_BYTES = 2**29
-"""Of pixels that are held at once before the first step; a few copies are made of them."""
+__all__ = ["VAE"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StampScores:
-    """What the model says of each stamp of a batch, at beta = 1.
-
-    Attributes
-    ----------
-    posterior : DiagonalGaussian
-        Mean and log-variance, (B, Z).
-    elbo : Elbo
-        Log-density of the pixels at one posterior sample, and KL per unit, in nats.
-    location : Tensor, shape (B, C, H, W)
-        Expected pixels at the posterior mean, normalised, as the stamp lies.
-    chi2_per_pixel : Tensor, shape (B,)
-        Mean over the good pixels of the squared residual at the posterior mean, in units of the
-        pixel noise (`Normalizer.residual`): near 1 where the stamp is explained down to its noise.
-    """
-
-    posterior: DiagonalGaussian
-    elbo: Elbo
-    location: Tensor
-    chi2_per_pixel: Tensor
 
 
 class VAE(ArrayCalls):
@@ -113,64 +80,25 @@ class VAE(ArrayCalls):
         beta, optim, normalize = plain(beta), plain(optim), plain(normalize)
         log_every_n_steps = check_int("log_every_n_steps", log_every_n_steps, minimum=1)
         self.save_hyperparameters(logger=False)
-        try:
-            n_bands, height, width = (int(n) for n in stamp_shape)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"stamp_shape must be (bands, height, width), got {stamp_shape!r}"
-            ) from error
-        if height != width or height < SMALLEST_STAMP:
-            raise InputError(
-                f"stamps are {height}x{width}; they must be square and at least {SMALLEST_STAMP} "
-                "pixels wide: set data.size"
-            )
-        self.stamp_shape = (n_bands, height, width)
-        self.band_names = list(band_names or (f"band{band}" for band in range(n_bands)))
-        if n_bands < 1 or len(self.band_names) != n_bands:
-            raise InputError(
-                f"stamp_shape has {n_bands} bands, band_names {len(self.band_names)}: "
-                f"{', '.join(self.band_names)}"
-            )
-        self.normalizer = construct("data.normalize", Normalizer, normalize or {})
-        self.network = build(
-            "model",
-            NETWORKS,
-            model or {"name": "conv"},
-            n_bands=n_bands,
-            size=height,
-            normalizer=self.normalizer,
-        )
+        self.stamp_shape, self.band_names = check_stamps(stamp_shape, band_names)
+        self.parts = build_parts(self.stamp_shape, model, likelihood, prior, normalize)
+        """What the modules do together; `compile_parts` puts a compiled one here."""
+        self.normalizer = self.parts.normalizer
+        self.network = self.parts.network
         self.micro_batches = self.network.micro_batches
         self.latent_dim = self.network.latent_dim
-        self.likelihood = build_likelihood(
-            likelihood or {"name": "sigma"},
-            n_bands=n_bands,
-            size=height,
-            normalizer=self.normalizer,
-        )
-        if self.network.any_orientation:
-            self.likelihood = OrientationMarginal(self.likelihood)
-        self.prior = build(
-            "prior",
-            PRIORS,
-            prior or {"name": "standard"},
-            latent_dim=self.latent_dim,
-            stamp_shape=self.stamp_shape,
-            clustered_units=self.network.clustered_units,
-        )
-        self.prior.attach(self.network)
+        self.likelihood = self.parts.likelihood
+        self.prior = self.parts.prior
         self.beta_settings = dict(beta or {"name": "linear"})
-        self.schedule = self._schedule_of(1)  # made again when the length of the run is known
-        self.parts = Parts(self.network, self.likelihood, self.prior, self.normalizer)
-        """What the modules do together; `compile_parts` puts a compiled one here."""
-        self._late = LateValues()
+        self.total_steps = 1
+        """Optimiser steps of the run that the schedules are made for; see `set_length`."""
+        self.schedule = self._schedule()
         self.optim = construct("optim", Optim, optim or {})
         self.inference = aggressive_inference(self.optim.aggressive)
         self.log_every_n_steps = log_every_n_steps
-        self.total_steps = 1
-        """Length of the run that the schedules are made for, in optimiser steps."""
-        self.shown: dict[str, float] = {}
-        """For a progress bar, as of the last step that was logged."""
+        self.training_log = TrainingLog(self.likelihood, self.band_names)
+        self._val_scores = ValidationScores()
+        self._has_looked = False
         self.run_settings: dict[str, Any] | None = None
         """What the run was composed of, in plain Python; travels in the checkpoint."""
         self.predict_scores = False
@@ -214,22 +142,40 @@ class VAE(ArrayCalls):
 
     # -- training ----------------------------------------------------------------------------
 
+    def set_length(self, total_steps: int) -> None:
+        """Make the schedules of beta and of the learning rate for a run of ``total_steps``.
+
+        A fit does so when it begins, and a checkpoint is of a run of some length already. What a
+        controller of beta has learned stays.
+
+        Parameters
+        ----------
+        total_steps : int
+            Optimiser steps.
+
+        Raises
+        ------
+        InputError
+            Less than one.
+        """
+        self.total_steps = check_int("total_steps", total_steps, minimum=1)
+        if self.schedule.controller is None:  # it depends on the training so far, not on the step
+            self.schedule = self._schedule()
+
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Look at training stamps before the first step, where the parts of the model want to.
 
-        They come in random order: large ones are looked at until `PREPARED_BYTES` of pixels.
+        What they have learned by then is lost: not for a model that `is_prepared`.
         """
-        if not (self.network.wants_stamps or self.likelihood.wants_stamps):
-            return
-        held: list[Batch] = []
-        n_bytes = 0
-        for batch in batches:
-            held.append(batch)
-            n_bytes += batch["image"].nbytes
-            if n_bytes >= PREPARED_BYTES:
-                break
-        self.network.prepare(held)
-        self.likelihood.prepare(held)
+        self.parts.prepare(batches)
+        self._has_looked = True
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a first step can follow: stamps were looked at, by this model or by the run that
+        its checkpoint is of, or no part of it wants to.
+        """
+        return self._has_looked or not self.parts.wants_stamps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: minus the ELBO, with the KL weighted by the schedule."""
@@ -264,7 +210,7 @@ class VAE(ArrayCalls):
         # logging costs about a millisecond a call: not at every step
         if self.global_step % self.log_every_n_steps == 0:
             self._log_late(wait=True)
-            self._late.put(self.global_step, self._to_log(trained, image))
+            self.training_log.put(self.global_step, trained, image)
         self._log_late()
         return self.sent_back(trained.loss, lambda: again().loss, len(image))
 
@@ -297,67 +243,32 @@ class VAE(ArrayCalls):
         penalty = self.schedule(step)
         return replace(penalty, beta=penalty.beta * self.likelihood.kl_weight)
 
-    def _to_log(self, trained: Trained, image: Tensor) -> dict[str, Tensor]:
-        means = torch.stack([trained.loss.detach(), trained.reconstruction, trained.kl])
-        names = ("train/loss", "train/reconstruction", "train/kl_nats")
-        values = dict(zip(names, mean_over_ranks(means).unbind(), strict=True))
-        values["train/kl_weight"] = trained.beta
-        for name, learned in self.likelihood.learned().items():
-            for band, value in zip(self.band_names, learned.unbind(), strict=True):
-                values[f"likelihood/{name}_{band}"] = value
-        if self.likelihood.pixel_range is not None:
-            values["darkest"], values["brightest"] = image.aminmax()
-        return values
-
     def _log_late(self, wait: bool = False) -> None:
-        """Log what has come from the device, under the step that it is of."""
-        for step, values in self._late.arrived(wait):
-            if self.likelihood.pixel_range is not None:
-                self.likelihood.check_range(values.pop("darkest"), values.pop("brightest"))
-            # the weight without the likelihood's own
-            values["beta"] = values["train/kl_weight"] / self.likelihood.kl_weight
-            self.shown["beta"] = values["beta"]
-            if self.schedule.capacity_nats is not None:
-                values["capacity_nats"] = self.schedule.capacity_nats(step)
-            for logger in self.loggers:
-                logger.log_metrics(values, step)
+        self.training_log.write(self.loggers, self.schedule, wait)
 
     def on_train_end(self) -> None:
         self._log_late(wait=True)
 
     def on_validation_epoch_start(self) -> None:
         self._log_late(wait=True)
-        self._val_scores: list[StampScores] = []
+        self._val_scores.clear()
 
     def validation_step(  # type: ignore[override]  # callbacks take the scores as they are
         self, batch: Batch, batch_idx: int
     ) -> StampScores:
         """Scores at beta = 1 with the same noise at every epoch, so that epochs compare."""
         scores = self.score(batch, self.evaluation_noise(batch["index"]))
-        # pictures of all stamps would fill the device
-        self._val_scores.append(replace(scores, location=scores.location.new_empty(0)))
+        self._val_scores.take(scores)
         return scores
 
     def on_validation_epoch_end(self) -> None:
-        def of_all(name: str) -> Tensor:
-            return gather(torch.cat([attrgetter(name)(scores) for scores in self._val_scores]))
-
-        columns = ("elbo.nats", "elbo.reconstruction", "elbo.kl", "chi2_per_pixel")
-        elbo, reconstruction, kl, chi2 = map(of_all, columns)
         if self.inference is not None and self.inference.active:
-            mean, log_var = of_all("posterior.mean"), of_all("posterior.log_var")
+            mean, log_var = map(self._val_scores.column, ("posterior.mean", "posterior.log_var"))
             eps = self.evaluation_noise(torch.arange(len(mean), device=mean.device))
             self.inference.validated(float(mutual_information(mean, log_var, eps)))
+        # every process has gathered the same numbers
+        self.log_dict(self._val_scores.figures(), sync_dist=True)
         self._val_scores.clear()
-        self.log_dict(
-            {
-                "val/elbo_nats": elbo.mean(),
-                "val/reconstruction_nats": reconstruction.mean(),
-                "val/kl_nats": kl.mean(),
-                "val/chi2_per_pixel": chi2.quantile(0.5),
-            },
-            sync_dist=True,  # every process has gathered the same numbers
-        )
 
     def configure_optimizers(self) -> Any:
         """Adam or AdamW, with the learning rate as a pure function of the step."""
@@ -383,15 +294,13 @@ class VAE(ArrayCalls):
                 total_steps,
                 self.total_steps,
             )
-        self.total_steps = total_steps
-        if self.schedule.controller is None:  # a controller goes on from where it is
-            self.schedule = self._schedule_of(total_steps)
+        self.set_length(total_steps)
 
     def on_train_epoch_start(self) -> None:
         prior_epochs.begin_epoch(self.prior, self.network, self.trainer)
 
-    def _schedule_of(self, total_steps: int) -> Schedule:
-        return build("beta", SCHEDULES, self.beta_settings, total_steps=total_steps)
+    def _schedule(self) -> Schedule:
+        return build("beta", SCHEDULES, self.beta_settings, total_steps=self.total_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vae_astro"] = {
@@ -404,7 +313,8 @@ class VAE(ArrayCalls):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ours = checkpoint["vae_astro"]
-        self.total_steps = ours["total_steps"]
+        self._has_looked = True
+        self.set_length(ours["total_steps"])
         for group, state in ours["state"].items():
             if group in self._moving_parts():
                 self._moving_parts()[group].load_state_dict(state)

@@ -20,7 +20,7 @@ from vae_astro.errors import InputError
 from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.objective.elbo import Elbo
 from vae_astro.objective.kl import gaussian_kl_per_unit
-from vae_astro.vae import StampScores
+from vae_astro.parts import StampScores
 
 N_STEPS = 1000
 
@@ -34,8 +34,7 @@ class Run:
         self.saved: list[tuple[int, Path]] = []
         beta = beta or {"name": "constant"}
         self.vae = VAE([1, 16, 16], model={"name": "linear", "latent_dim": 3}, beta=beta)
-        self.vae.total_steps = N_STEPS
-        self.vae.schedule = self.vae._schedule_of(N_STEPS)
+        self.vae.set_length(N_STEPS)
         self.vae.log = lambda name, value, **kwargs: self.logged.update({name: value})
         self.vae.log_dict = lambda values, **kwargs: self.logged.update(values)
         self.trainer = SimpleNamespace(

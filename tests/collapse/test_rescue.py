@@ -9,7 +9,6 @@ import pytest
 
 from vae_astro.collapse.forecast import outlook
 from vae_astro.collapse.rescue import (
-    FINAL_BETA,
     MOST_RESCUES,
     Plan,
     changes,
@@ -18,7 +17,7 @@ from vae_astro.collapse.rescue import (
 )
 from vae_astro.collapse.spectrum import Spectrum
 from vae_astro.model.likelihoods import LIKELIHOODS
-from vae_astro.objective.beta import SCHEDULES, RatePenalty
+from vae_astro.objective.beta import FINAL_BETA, SCHEDULES, RatePenalty
 from vae_astro.settings import build
 
 N_STEPS = 1000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,8 @@ from vae_astro.collapse.verdict import (
     still_rising,
 )
 from vae_astro.errors import InputError
-from vae_astro.objective.beta import linear
+from vae_astro.objective.beta import SCHEDULES, linear
+from vae_astro.settings import build
 
 
 def means_of_variance(*variances: float, n_stamps: int = 10) -> np.ndarray:
@@ -162,8 +165,30 @@ def test_too_high_a_beta_is_named_and_the_change_is_enough() -> None:
 
 def test_a_constant_schedule_is_told_its_own_key() -> None:
     spectrum = spectrum_of(8.0, 4.0, learned=True)
-    told = explain(judged_as(0.0, 0.0), foreseen(spectrum, 2, 40.0, start=40.0), None, RUN)
+    run = Circumstances(1000, beta={"name": "constant", "value": 40.0})
+    told = explain(judged_as(0.0, 0.0), foreseen(spectrum, 2, 40.0, start=40.0), None, run)
     assert "beta.value=" in str(told.change)
+
+
+@pytest.mark.parametrize(
+    ("beta", "keys"),
+    [
+        ({"name": "linear", "start": 40.0, "end": 40.0}, ["end", "start"]),
+        ({"name": "capacity", "gamma": 40.0}, ["gamma"]),
+        ({"name": "geco", "start": 40.0, "maximum": 100.0}, ["maximum", "start"]),
+    ],
+)
+def test_a_lower_beta_is_told_in_the_keys_of_the_schedule_and_can_be_built(
+    beta: dict[str, Any], keys: list[str]
+) -> None:
+    of = foreseen(spectrum_of(8.0, 4.0, learned=True), 2, 40.0, start=40.0)
+    change = explain(judged_as(0.0, 0.0), of, None, Circumstances(1000, beta=beta)).change
+    assert change is not None
+    told = dict(word.removeprefix("beta.").split("=") for word in change.settings)
+    assert list(told) == keys
+    assert str(change) == f"a lower final beta, {' '.join(change.settings)}"
+    made = build("beta", SCHEDULES, beta | {k: float(v) for k, v in told.items()}, total_steps=100)
+    assert made(0).beta < 40
 
 
 def test_a_collapse_against_the_forecast_is_laid_on_the_network() -> None:

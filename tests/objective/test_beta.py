@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from vae_astro.errors import InputError
-from vae_astro.objective.beta import SCHEDULES, RatePenalty, Schedule, constant
+from vae_astro.objective.beta import (
+    FINAL_BETA,
+    SCHEDULES,
+    RatePenalty,
+    Schedule,
+    constant,
+    final_beta,
+    lowered,
+)
 from vae_astro.settings import build
 
 RAMPS = ("linear", "cosine", "sigmoid")
@@ -300,3 +308,38 @@ def test_setting_out_of_range_is_refused_by_its_key(name, keys, message):
 def test_length_of_the_run_cannot_be_set_by_the_user(name):
     with pytest.raises(InputError, match=rf"beta={name} has no setting beta\.total_steps"):
         build("beta", SCHEDULES, {"name": name, "total_steps": 5}, total_steps=100)
+
+
+# -- the end of a schedule -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_final_beta_of_settings_is_that_of_the_schedule_they_make(name):
+    for group in ({"name": name}, {"name": name, FINAL_BETA[name]: 3.0}):
+        made = build("beta", SCHEDULES, group, total_steps=100)
+        expected = None if made.controller is not None else made(100).beta
+        assert final_beta(group) == expected
+
+
+@pytest.mark.parametrize(
+    "unknown", [None, "linear", {}, {"name": ["linear"]}, {"name": "linear", "end": "high"}]
+)
+def test_what_is_no_schedule_has_no_final_beta(unknown):
+    assert final_beta(unknown) is None
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("start", [None, 40.0])
+def test_a_lowered_schedule_stays_at_or_below_its_new_end(name, start):
+    has_start = start is not None and name not in ("constant", "capacity")
+    group = {"name": name, FINAL_BETA[name]: 50.0} | ({"start": start} if has_start else {})
+    change = lowered(group, 0.005)
+    assert change[FINAL_BETA[name]] == 0.005
+    assert ("start" in change) == (has_start or name == "geco"), "geco starts at 1 by default"
+    assert ("minimum" in change) == (name == "geco")
+    made = build("beta", SCHEDULES, group | change, total_steps=100)
+    assert max(betas(made, 100)) <= 0.005
+
+
+def test_a_schedule_that_starts_below_its_new_end_starts_there():
+    assert lowered({"name": "linear", "start": 0.1, "end": 4.0}, 2.0) == {"end": 2.0}

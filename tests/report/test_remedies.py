@@ -99,5 +99,9 @@ def test_a_code_of_nuisances_is_offered_what_takes_the_sky_away() -> None:
     assert told[2]["beta"]["end"] == pytest.approx(0.1)
     asinh_rings = judged(only, "model=rings", "beta=constant")
     assert [words[-1] for _, words in remedies(asinh_rings)] == ["beta.value=0.1"]
+    above = judged(only, "model=rings", "beta.start=4", "beta.end=2")
+    assert [words[-2:] for _, words in remedies(above)] == [["beta.end=0.2", "beta.start=0.2"]]
+    weighted = judged(only, "model=rings", "beta=capacity")
+    assert [words[-1] for _, words in remedies(weighted)] == ["beta.gamma=0.1"]
     lines = " ".join(line for _, line in commands(judged(only, *typed)))
     assert "classify.py" not in lines

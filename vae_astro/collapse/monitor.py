@@ -16,9 +16,10 @@ from vae_astro.collapse.health import STATES, Health, State
 from vae_astro.collapse.information import choose_stamps, measure_information
 from vae_astro.collapse.rescue import Plan
 from vae_astro.collapse.verdict import judge
+from vae_astro.parts import StampScores
 from vae_astro.ranks import gather
 from vae_astro.settings import check_choice
-from vae_astro.vae import VAE, StampScores
+from vae_astro.vae import VAE
 
 __all__ = ["ACTIONS", "CollapseMonitor", "Validation", "rescues_in"]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from vae_astro.collapse.forecast import Forecast, Outlook, outlook
 from vae_astro.collapse.spectrum import Spectrum
-from vae_astro.objective.beta import SCHEDULES, RatePenalty
+from vae_astro.objective.beta import SCHEDULES, RatePenalty, lowered
 from vae_astro.settings import build
 
 __all__ = ["MOST_RESCUES", "Plan", "changes", "outlook_set_right", "plan_rescue"]
@@ -36,16 +36,6 @@ LONG_WARMUP, LONGER_WARMUP = 0.5, 0.8
 """Share of the run over which beta rises from 0."""
 SLOWER = 10.0
 """Factor by which the learning rate is lowered."""
-FINAL_BETA = {
-    "constant": "value",
-    "linear": "end",
-    "cosine": "end",
-    "sigmoid": "end",
-    "cyclical": "end",
-    "capacity": "gamma",
-    "geco": "maximum",
-}
-"""Key of each schedule that bounds the weight of the KL at the end of a run."""
 
 Settings = Mapping[str, Any]
 
@@ -226,13 +216,7 @@ def _with_lower_beta(settings: Settings, view: _View) -> dict[str, Any]:
     value = view.lower_beta(settings)
     if value is None:
         return dict(settings)
-    beta = dict(settings["beta"])
-    beta[FINAL_BETA[beta["name"]]] = value
-    # schedules that start above it would pass it on their way, and GECO's bounds must not cross
-    for key in ("start", "minimum"):
-        if key in beta:
-            beta[key] = min(beta[key], value)
-    return _with(settings, beta=beta)
+    return _with(settings, beta={**settings["beta"], **lowered(settings["beta"], value)})
 
 
 def _with_free_bits(settings: Settings, view: _View) -> dict[str, Any]:

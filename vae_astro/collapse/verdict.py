@@ -7,9 +7,9 @@ units encode: active units alone flatter a wide code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from vae_astro.collapse.forecast import Forecast, outlook
 from vae_astro.collapse.meaning import CodeMeaning
 from vae_astro.collapse.units import ACTIVE_VARIANCE, VERDICT_WORDS, Verdict, verdict_of
 from vae_astro.errors import InputError
-from vae_astro.objective.beta import RatePenalty
+from vae_astro.objective.beta import RatePenalty, lowered
 
 __all__ = ["Change", "Circumstances", "CollapseVerdict", "Explanation", "explain", "judge",
            "still_rising"]  # fmt: skip
@@ -110,6 +110,8 @@ class Circumstances:
         The monitor's at the end of the run.
     rescues : tuple of str
         What was changed on the way, in words, one for each rescue.
+    beta : mapping
+        Settings of the schedule.
     run : str
         Its folder, as a shell takes it.
     """
@@ -120,6 +122,7 @@ class Circumstances:
     beta_moves: bool = False
     end_state: str = "healthy"
     rescues: tuple[str, ...] = ()
+    beta: Mapping[str, Any] = field(default_factory=lambda: {"name": "linear"})
     run: str = "RUN"
 
 
@@ -315,9 +318,9 @@ def _too_heavy(foreseen: Forecast, run: Circumstances) -> tuple[str, Change]:
             f"{cause}; the stamps have no more directions.",
             Change(f"fewer latent units, {fewer}", settings=(fewer,)),
         )
-    key = "beta.value" if foreseen.lowest.beta == end.beta else "beta.end"
-    lower = f"{key}={_round_down(room / 2)}"
-    return f"{cause}.", Change(f"a lower final beta, {lower}", settings=(lower,))
+    told = _round_down(room / 2)
+    lower = tuple(f"beta.{key}={told}" for key in lowered(run.beta, float(told)))
+    return f"{cause}.", Change(f"a lower final beta, {' '.join(lower)}", settings=lower)
 
 
 def _round_down(value: float) -> str:

@@ -313,7 +313,7 @@ def _without(vae: VAE, removed: Sequence[int], center: Tensor, places: Places) -
             weights[name] = weights[name][:, kept].contiguous()
     pruned.load_state_dict(weights)
     pruned.run_settings = _run_settings(vae.run_settings, settings["model"])
-    pruned.total_steps = vae.total_steps
+    pruned.set_length(vae.total_steps)
     return pruned.to(vae.device).eval()
 
 

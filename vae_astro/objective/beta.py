@@ -6,16 +6,18 @@ on exactly where it stopped. The one exception is `geco`, whose controller says 
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vae_astro.errors import InputError
 from vae_astro.objective.geco import Geco
 from vae_astro.settings import check_int, check_number
 
-__all__ = ["SCHEDULES", "RatePenalty", "Schedule", "capacity", "constant", "cosine", "cyclical",
-           "geco", "linear", "sigmoid"]  # fmt: skip
+__all__ = ["FINAL_BETA", "SCHEDULES", "RatePenalty", "Schedule", "capacity", "constant", "cosine",
+           "cyclical", "final_beta", "geco", "linear", "lowered", "sigmoid"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,68 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "capacity": capacity,
     "geco": geco,
 }
+
+FINAL_BETA = {
+    "constant": "value",
+    "linear": "end",
+    "cosine": "end",
+    "sigmoid": "end",
+    "cyclical": "end",
+    "capacity": "gamma",
+    "geco": "maximum",
+}
+"""Key of each schedule that is, or where a controller moves it bounds, the weight at the end."""
+MOVED_BY_A_CONTROLLER = ("geco",)
+
+
+def final_beta(settings: Any) -> float | None:
+    """Weight of the KL that a run of these settings ends with, as it is set or by default.
+
+    Parameters
+    ----------
+    settings : mapping or anything
+        ``name`` and the keys of a schedule, or what was read from a file in their place.
+
+    Returns
+    -------
+    float or None
+        None where a controller finds it, and where there is no such schedule.
+    """
+    name = str(settings.get("name")) if isinstance(settings, Mapping) else ""
+    if name not in FINAL_BETA or name in MOVED_BY_A_CONTROLLER:
+        return None
+    return _set_or_default(settings, FINAL_BETA[name])
+
+
+def lowered(settings: Mapping[str, Any], end: float) -> dict[str, float]:
+    """What to set of a schedule so that the weight of the KL ends at ``end``, or below.
+
+    Parameters
+    ----------
+    settings : mapping
+        ``name`` and the keys of a schedule.
+    end : float
+        Lower than it is.
+
+    Returns
+    -------
+    dict of str to float
+        The key of `FINAL_BETA`, and those that have to follow: a schedule that starts above it
+        would pass it on its way, and GECO's bounds must not cross.
+    """
+    found = {FINAL_BETA[settings["name"]]: end}
+    for key in ("start", "minimum"):
+        value = _set_or_default(settings, key)
+        if value is not None and value > end:
+            found[key] = end
+    return found
+
+
+def _set_or_default(settings: Mapping[str, Any], key: str) -> float | None:
+    """A number; None where the schedule has no such key, or where something else stands there."""
+    parameter = inspect.signature(SCHEDULES[settings["name"]]).parameters.get(key)
+    value = settings.get(key, None if parameter is None else parameter.default)
+    return value if isinstance(value, int | float) else None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from vae_astro.collapse.forecast import Forecast
 from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.collapse.units import VERDICT_WORDS
 from vae_astro.data.datamodule import StampDataModule
+from vae_astro.objective.beta import final_beta
 from vae_astro.report.full_disk import Curves
 from vae_astro.report.words import held
 from vae_astro.vae import VAE
@@ -226,7 +227,6 @@ def _summary(tag: str, **content: Any) -> Any:
 
 
 def _chosen(settings: Mapping[str, Any], name: str, kind: type) -> str | float | None:
-    value = held(settings, name)
-    if value is None and name == "beta.end":  # a schedule that does not move
-        value = held(settings, "beta.value")
+    # each schedule has its own key for that
+    value = final_beta(settings.get("beta")) if name == "beta.end" else held(settings, name)
     return None if value is None else kind(value)

@@ -44,7 +44,7 @@ class ProgressBar(TQDMProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """See Lightning."""
-        shown = pl_module.shown if isinstance(pl_module, VAE) else {}
+        shown = pl_module.training_log.shown if isinstance(pl_module, VAE) else {}
         return {**super().get_metrics(trainer, pl_module), **shown}
 
 
@@ -81,7 +81,7 @@ class ProgressLines(LightningBar):
         if self._speaks and self._lines is not None and self._lines.update():
             shown = dict(self.get_metrics(trainer, pl_module))
             if isinstance(pl_module, VAE):
-                shown |= pl_module.shown
+                shown |= pl_module.training_log.shown
             values = [f"{key} {value:.5g}" for key, value in shown.items() if _is_number(value)]
             epoch = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
             say(", ".join([f"  {epoch}", *values]))

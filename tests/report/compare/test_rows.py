@@ -114,6 +114,8 @@ def test_beta_is_read_from_the_settings_where_nothing_was_logged(write_run) -> N
     assert own_beta(read_run(write_run("a", beta__end=3.0))) == 3.0
     assert own_beta(read_run(write_run("b", beta={"name": "constant", "value": 0.5}))) == 0.5
     assert own_beta(read_run(write_run("c", beta={"name": "geco"}))) is None
+    assert own_beta(read_run(write_run("d", beta={"name": "capacity", "gamma": 9.0}))) == 9.0
+    assert own_beta(read_run(write_run("e", beta__end=0.0))) == 0.0
 
 
 def test_runs_that_differ_in_beta_alone_are_one_line_by_rising_beta(write_run) -> None:

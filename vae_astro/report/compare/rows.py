@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vae_astro.objective.beta import final_beta
 from vae_astro.report.history import Curve, Run
 from vae_astro.report.words import held, known_number
 
@@ -162,8 +163,7 @@ def own_beta(run: Run) -> float | None:
         logged = _last(run.history.get(name))
         if logged is not None:
             return logged
-    settings = run.config.get("beta") or {}
-    return _number(settings, "end") or _number(settings, "value")
+    return known_number(final_beta(run.config.get("beta")))
 
 
 def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vae_astro.objective.beta import final_beta, lowered
 from vae_astro.report.history import Run
 from vae_astro.report.page.facts import why_useless
 from vae_astro.report.words import held, known_number, shown_path
@@ -95,10 +96,11 @@ def _against_nuisances(run: Run, typed: Sequence[str]) -> list[tuple[str, list[s
         if not any(key_of(word) == "experiment" for word in changed):
             found.append(("Units of shape that know neither sky nor flux",
                           ["train.py", *changed]))  # fmt: skip
-    key = "beta.end" if held(run.config, "beta.end") is not None else "beta.value"
-    beta = known_number(held(run.config, key))
+    schedule = held(run.config, "beta")
+    beta = known_number(final_beta(schedule))
     if beta:
-        changed = _with(run, typed, [f"{key}={beta / 10:g}"])
+        lower = [f"beta.{key}={value:g}" for key, value in lowered(schedule, beta / 10).items()]
+        changed = _with(run, typed, lower)
         found.append(("A lower final beta, which leaves room for more than nuisances",
                       ["train.py", *changed]))  # fmt: skip
     return found
