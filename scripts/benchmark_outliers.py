@@ -112,7 +112,7 @@ def measure(cfg: DictConfig) -> list[dict]:
             "unit": "share of normal stamps",
             "base": ALARMS,
             "hard": "0.005 to 0.02",
-            "against": "the p-value's own promise",
+            "against": "the p-value's own promise, on average over calibrations",
             "note": f"{n_fresh} fresh stamps, {n_calibration} to calibrate",
         }
     ]

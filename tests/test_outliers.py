@@ -99,6 +99,7 @@ def test_a_planted_trail_stands_first_in_ranking_and_gallery(checkpoint, stamps,
         assert np.isfinite(table[name].to_numpy()).all()
     assert (tmp_path / "odd.png").stat().st_size > 10_000
     assert "for p < 0.01 it takes 100 calibration stamps" in str(ranked)
+    assert "of as many stamps like the normal ones it would be 0 on average" in str(ranked)
 
 
 def test_normal_stamps_can_be_given_and_few_stamps_ranked(checkpoint, stamps, tmp_path):

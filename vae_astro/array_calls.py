@@ -17,6 +17,7 @@ from vae_astro.data.normalize import NormalizedStamps, Normalizer
 from vae_astro.data.raw import in_batches
 from vae_astro.guarded_steps import GuardedSteps
 from vae_astro.model.likelihoods import Likelihood
+from vae_astro.model.modes import in_evaluation
 from vae_astro.model.networks import Network
 from vae_astro.model.priors import Prior
 from vae_astro.objective.noise import noise_of_stamps
@@ -168,14 +169,8 @@ class ArrayCalls(GuardedSteps):
     @contextmanager
     def _in_use(self) -> Iterator[None]:
         """Evaluation mode and no gradients, for as long as it takes."""
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            for module in training:
-                module.training = True
+        with in_evaluation(self), torch.inference_mode():
+            yield
 
     def _normalized(self, raw: Stamps, batch_size: int) -> Iterator[NormalizedStamps]:
         size = self.stamp_shape[1]

@@ -16,6 +16,7 @@ from torch.nn.utils import get_total_norm
 
 from vae_astro.data.batches import Batch
 from vae_astro.errors import InputError
+from vae_astro.model.modes import in_evaluation
 from vae_astro.parts import StampScores
 from vae_astro.vae import VAE
 
@@ -75,9 +76,7 @@ def examine(vae: VAE, batch: Batch) -> Finding:
     batch : dict
         On the model's device.
     """
-    training = vae.training
-    vae.eval()  # each stamp by itself, whatever stands beside it
-    try:
+    with in_evaluation(vae):  # each stamp by itself, whatever stands beside it
         bad, terms = _bad_terms(vae, batch)
         if not bad.any():
             bad, terms = _bad_gradients(vae, batch)
@@ -85,8 +84,6 @@ def examine(vae: VAE, batch: Batch) -> Finding:
         blank["image"] = torch.zeros_like(blank["image"])
         blank["noise"] = torch.ones_like(blank["noise"])
         blank_fails = bool(_bad_terms(vae, blank)[0].any())
-    finally:
-        vae.train(training)
     peaks = batch["image"].where(batch["mask"], batch["image"].new_zeros(())).abs()
     peaks = peaks.flatten(1).amax(1).float().cpu()
     return Finding(

@@ -34,7 +34,7 @@ from vae_astro.data.datamodule import StampDataModule
 from vae_astro.data.one_pass import SPLITS
 from vae_astro.embed import Identity, data_settings, quick_batch, refuse_other_stamps
 from vae_astro.errors import InputError
-from vae_astro.evaluate.anomalies import Calibration, Signs, calibrate
+from vae_astro.evaluate.anomalies import Calibration, Signs, calibrate, normally_below
 from vae_astro.evaluate.residuals import residual_maps, residual_scores
 from vae_astro.hardware import look, take
 from vae_astro.progress import progress_of
@@ -76,7 +76,7 @@ class Ranked:
     def __str__(self) -> str:
         said = (
             f"{self.n_stamps} stamps ranked against {self.n_calibration} normal ones; p < 0.01: "
-            f"{self.n_below}, of normal stamps it would be {0.01 * self.n_stamps:.0f}"
+            f"{self.n_below}, {normally_below(self.n_stamps, self.n_calibration)}"
         )
         if self.n_calibration < ENOUGH:
             said += (

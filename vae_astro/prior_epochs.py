@@ -14,6 +14,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from vae_astro.data.batches import Batch
+from vae_astro.model.modes import in_evaluation
 from vae_astro.model.networks import Network
 from vae_astro.model.priors import Prior
 from vae_astro.objective.noise import noise_of_stamps
@@ -74,9 +75,8 @@ def begin_epoch(prior: Prior, network: Network, trainer: Trainer) -> None:
 def _shown(prior: Prior, network: Network, trainer: Trainer, n_stamps: int) -> Tensor:
     """Training stamps, or draws of their posteriors, at most ``n_stamps`` of either."""
     device = next(network.parameters()).device
-    training, seen = network.training, []
-    network.eval()
-    try:
+    seen = []
+    with in_evaluation(network):
         for batch in _training_stamps(trainer, n_stamps):
             image = batch["image"].to(device)
             if prior.starts_from == "codes":
@@ -85,8 +85,6 @@ def _shown(prior: Prior, network: Network, trainer: Trainer, n_stamps: int) -> T
                 seen.append(network.encode(image).sample(eps))
             else:
                 seen.append(image)
-    finally:
-        network.train(training)
     return torch.cat(seen)[:n_stamps]
 
 

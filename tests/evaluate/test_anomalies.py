@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from vae_astro.errors import InputError
-from vae_astro.evaluate.anomalies import FEWEST, Signs, calibrate
+from vae_astro.evaluate.anomalies import (
+    FEWEST,
+    Signs,
+    calibrate,
+    expected_below,
+    normally_below,
+)
 
 
 def signs(n: int, seed: int, *, brighter: float = 0.0, away: float = 0.0) -> Signs:
@@ -29,6 +35,45 @@ def test_p_below_a_happens_to_that_share_of_fresh_normal_stamps():
         # the spread of 3 calibrations with 1000 stamps each
         error = np.sqrt(alarms * (1 - alarms) * (1 / 3000 + 1 / 3000))
         assert abs(np.mean(p <= alarms) - alarms) < 4 * error
+
+
+def test_the_share_is_marginal_and_a_calibration_has_its_own():
+    """On average over calibrations it is what is promised; one by one it scatters as foretold."""
+    n, fresh, alarms = 100, 400, 0.1
+    below = np.array(
+        [
+            (calibrate(signs(n, k)).p_values(signs(fresh, 10_000 + k)) < alarms).sum()
+            for k in range(25)
+        ]
+    )
+    mean, (low, high) = expected_below(alarms, fresh, n)
+    assert mean == pytest.approx(alarms * fresh, rel=0.02)
+    assert below.mean() == pytest.approx(mean, abs=4 * below.std() / 25**0.5)
+    # far more than the 6 of stamps that are flagged one by one with a probability that is known
+    assert below.std() > 1.5 * (fresh * alarms * (1 - alarms)) ** 0.5
+    assert np.mean((low <= below) & (below <= high)) > 0.8
+
+
+def test_the_expected_number_is_that_of_ranks_among_independent_numbers():
+    rng = np.random.default_rng(0)
+    n, fresh, alarms = 150, 300, 0.05
+    normal, new = np.sort(rng.normal(size=(4000, n)), axis=1), rng.normal(size=(4000, fresh))
+    below = np.array(
+        [
+            ((n - np.searchsorted(a, b) + 1) / (n + 1) < alarms).sum()
+            for a, b in zip(normal, new, strict=True)
+        ]
+    )
+    mean, (low, high) = expected_below(alarms, fresh, n)
+    assert below.mean() == pytest.approx(mean, rel=0.03)
+    assert np.mean((low <= below) & (below <= high)) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize(("n", "possible"), [(98, False), (99, False), (100, True)])
+def test_few_calibration_stamps_flag_nothing(n, possible):
+    assert (expected_below(0.01, 10_000, n)[0] > 0) is possible
+    if not possible:
+        assert "it would be 0 on average over calibrations, 0 to 0" in normally_below(10_000, n)
 
 
 @pytest.mark.parametrize("odd", [{"brighter": 3.0}, {"away": 9.0}])

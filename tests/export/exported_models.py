@@ -10,6 +10,7 @@ import torch
 from lightning import Trainer
 
 from vae_astro import VAE
+from vae_astro.data.batches import Batch
 from vae_astro.data.normalize import Normalizer
 
 SIZE, N_BANDS = 20, 2
@@ -96,6 +97,12 @@ def tiny_vae(
 def images(normalizer: Normalizer, size: int = SIZE) -> torch.Tensor:
     """Normalised stamps without defects that leave nothing to see."""
     return normalizer(torch.from_numpy(raw_stamps(n=11, size=size))).image
+
+
+def batch_of(vae: VAE) -> Batch:
+    """The same stamps with their masks and noise."""
+    stamps = vae.normalizer(torch.from_numpy(raw_stamps(n=11)))
+    return {"image": stamps.image, "mask": stamps.mask, "noise": stamps.noise}
 
 
 def save_checkpoint(vae: VAE, path: Path) -> Path:

@@ -109,6 +109,7 @@ def test_a_pruned_checkpoint_is_an_ordinary_one_with_fewer_units(run: Path, tmp_
     assert saved["data"]["root"].endswith("stamps.npy")
     card = (tmp_path / "small" / "README.md").read_text()
     assert "1 of 4 units pruned" in card
+    assert "of the model before, and number its units as `unit`" in card
 
 
 @pytest.fixture

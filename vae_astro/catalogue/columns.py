@@ -120,7 +120,7 @@ CLASSES = (
 OUTLIERS = (
     Column("log_likelihood_nats", NATS, "nat", "importance-weighted log-likelihood",
            ucd="stat.likelihood"),
-    Column("p_value", FRACTION, "", "share of normal stamps that are at least as odd",
+    Column("p_value", FRACTION, "", "share of calibration stamps at least as odd",
            ucd="stat.probability"),
     Column("latent_log_density", NATS, "nat", "log-density of the code among normal ones",
            ucd="stat.likelihood"),

@@ -6,26 +6,34 @@ sign is measured in units of its own reach among normal stamps, from their media
 `REACH`-quantile, and a stamp is as odd as its oddest sign: to be odd in one way is enough.
 
 The combination is turned into a p-value by rank among held-out normal stamps (conformal prediction:
-Vovk, Gammerman & Shafer 2005): where those and a new stamp come from one population, p < a happens
-to a share a of new normal stamps, whatever the model or the combination is worth. No stamp ranks
-what it helped to fit: the calibration stamps are cut in folds, each of which ranks the combination
-that the others fix (cross-conformal: Vovk 2015).
+Vovk, Gammerman & Shafer 2005). No stamp ranks what it helped to fit: the calibration stamps are cut
+in folds, each of which ranks the combination that the others fix (cross-conformal: Vovk 2015).
+
+What that promises is marginal. Of a stamp that is exchangeable with the calibration stamps, p <= a
+has a probability of about a, and for certain of no more than 2 a and a term that shrinks as 1 / n
+(Barber et al. 2021), whatever the model or the combination is worth: on average over the draws of
+the calibration stamps, and over all normal stamps together. One calibration flags a share of its
+own (`expected_below`), and bright stamps, or those of one class, may be flagged more often than
+others. Of stamps of another population (depth, seeing, those that the model was trained on) nothing
+is promised.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+from scipy.stats import betabinom
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
 from vae_astro.errors import InputError
 
-__all__ = ["FEWEST", "Calibration", "Signs", "calibrate"]
+__all__ = ["FEWEST", "Calibration", "Signs", "calibrate", "expected_below", "normally_below"]
 
 FEWEST = 10
 """Calibration stamps below which nothing is fitted."""
@@ -120,9 +128,9 @@ class Calibration:
         r"""Share of normal stamps that are at least as odd, shape (N,), between 0 and 1.
 
         :math:`p = (1 + \#\{i: s_i \ge s\}) / (n + 1)` over the calibration stamps i, each compared
-        under the combination that it did not help to fix. Ties count as odder, which makes p larger
-        and never too small. A calibration stamp that is asked for again counts itself. NaN where a
-        sign is not finite.
+        under the combination that it did not help to fix. Ties count as odder, which makes p
+        larger. A calibration stamp that is asked for again counts itself. NaN where a sign is not
+        finite. What a p-value promises, and of which stamps, stands above.
         """
         at_least = np.ones(len(signs))
         usable = signs.is_usable
@@ -155,7 +163,7 @@ def calibrate(signs: Signs, n_folds: int = N_FOLDS, seed: int = 0) -> Calibratio
     ----------
     signs : Signs
         Of stamps that the model was not trained on. What is odd among them makes the p-values of
-        others larger, never smaller.
+        other odd stamps larger.
     n_folds : int
         See `Calibration`.
     seed : int
@@ -179,6 +187,43 @@ def calibrate(signs: Signs, n_folds: int = N_FOLDS, seed: int = 0) -> Calibratio
         normals = _Normals(usable.of(fold != k), seed)
         folds.append((normals, np.sort(normals.oddness(usable.of(fold == k)))))
     return Calibration(folds, _Codes(usable.mean, seed), len(usable))
+
+
+def expected_below(
+    alarms: float, n_stamps: int, n_calibration: int
+) -> tuple[float, tuple[int, int]]:
+    """How many of so many normal stamps have p < ``alarms``.
+
+    Over the draws of both, were each compared under one combination that is fixed: a beta-binomial
+    number, which the folds keep to well enough.
+
+    Parameters
+    ----------
+    alarms : float
+        Between 0 and 1.
+    n_stamps, n_calibration : int
+        Stamps that are ranked and exchangeable with those that calibrate; these.
+
+    Returns
+    -------
+    tuple
+        Their mean number, and the range of 95 in 100 calibrations.
+    """
+    odder = math.ceil(alarms * (n_calibration + 1)) - 1  # calibration stamps, at the most
+    if odder == 0:
+        return 0.0, (0, 0)
+    law = betabinom(n_stamps, odder, n_calibration + 1 - odder)
+    low, high = law.ppf((0.025, 0.975))
+    return float(law.mean()), (int(low), int(high))
+
+
+def normally_below(n_stamps: int, n_calibration: int) -> str:
+    """In words how many of so many normal stamps have p < 0.01; see `expected_below`."""
+    mean, (low, high) = expected_below(0.01, n_stamps, n_calibration)
+    return (
+        f"and of as many stamps like the normal ones it would be {mean:.0f} on average over "
+        f"calibrations, {low} to {high} in 95 of 100"
+    )
 
 
 class _Normals:

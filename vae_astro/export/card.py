@@ -30,6 +30,10 @@ CAPTIONS = {
     "traversals.png": "What each latent unit changes.",
     "kl_per_unit.png": "KL of each latent unit, in nats.",
 }
+OF_PRUNED = (
+    "Verdict, figures and pictures above are of the model before, and number its units as `unit` "
+    "does below. The codes that the files here give hold those that stay, numbered as in `after`."
+)
 USES = {
     "model.safetensors": (
         "vae_astro, bit for bit",
@@ -137,7 +141,7 @@ def card_of(
         _limits(vae, metrics),
     ]
     if pruned is not None:
-        parts.append(f"## Pruned units\n\n```text\n{pruned}\n```")
+        parts.append(f"## Pruned units\n\n{OF_PRUNED}\n\n```text\n{pruned}\n```")
     parts += [_licence(licence), _origin(checkpoint)]
     return "\n\n".join(parts) + "\n"
 

@@ -9,14 +9,13 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vae_astro.checkpoint import find_checkpoint, load_checkpoint
 from vae_astro.data.datamodule import StampDataModule
@@ -240,11 +239,7 @@ def _prune(
         rows = np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
     vae.run_settings = checkpoint["vae_astro"]["settings"]
 
-    def images() -> Iterator[Tensor]:
-        for batch in datamodule.in_order(rows):
-            yield batch["image"]
-
-    return prune(vae, images(), limit)
+    return prune(vae, datamodule.in_order(rows), limit)
 
 
 def _pictures(checkpoint: Path, folder: Path) -> list[str]:

@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 from vae_astro.collapse.units import ACTIVE_VARIANCE
+from vae_astro.data.batches import Batch
 from vae_astro.errors import InputError
 from vae_astro.export.places import Places, places_of
+from vae_astro.model.modes import in_evaluation
 from vae_astro.model.priors import MixturePrior
 from vae_astro.vae import VAE
 
@@ -48,7 +50,7 @@ class PrunedUnit:
     Attributes
     ----------
     unit : int
-        Its number before.
+        Its number before, which figures and metrics of the run know it by.
     mean, variance : float
         Of its posterior mean over the stamps, the variance in units of the prior's.
     kl_nats : float
@@ -73,7 +75,7 @@ class Pruning:
     Attributes
     ----------
     vae : VAE
-        In evaluation mode; the one that was given, where no unit went.
+        In evaluation mode; the one that was given, in the mode it was in, where no unit went.
     units : tuple of PrunedUnit
         All units of the model before.
     n_stamps : int
@@ -82,7 +84,7 @@ class Pruning:
         Of any pixel of any of these stamps' reconstructions, in normalised units.
     share_of_residual : float
         Root mean square of the change of the most changed reconstruction, over that of what the
-        reconstructions miss the stamps by. At most `TOLERANCE`.
+        reconstructions miss the good pixels by, as the stamps lie. At most `TOLERANCE`.
     """
 
     vae: VAE
@@ -93,13 +95,14 @@ class Pruning:
 
     @property
     def kept(self) -> list[int]:
-        """Numbers of the units that stay, in their order after."""
+        """Numbers of the units that stay: unit k of the model after is ``kept[k]`` before."""
         return [unit.unit for unit in self.units if not unit.pruned]
 
     def __str__(self) -> str:
-        lines = ["unit  variance of the mean  KL in nats  became"]
+        lines = ["unit  after  variance of the mean  KL in nats  became"]
+        after = {unit: number for number, unit in enumerate(self.kept)}
         lines += [
-            f"{u.unit:4d}  {u.variance:20.3g}  {u.kl_nats:10.3g}  "
+            f"{u.unit:4d}  {after.get(u.unit, '-'):>5}  {u.variance:20.3g}  {u.kl_nats:10.3g}  "
             f"{'pruned' if u.pruned else 'stays'}: {u.reason}"
             for u in self.units
         ]
@@ -114,16 +117,16 @@ class Pruning:
 
 
 @torch.no_grad()
-def prune(vae: VAE, images: Iterable[Tensor], active_variance: float = ACTIVE_VARIANCE) -> Pruning:
+def prune(vae: VAE, batches: Iterable[Batch], active_variance: float = ACTIVE_VARIANCE) -> Pruning:
     """Take the inactive units out of a model.
 
     Parameters
     ----------
     vae : VAE
-        Not changed.
-    images : iterable of Tensor, shape (B, C, H, W)
-        Normalised stamps that activity is judged by; those of the model's own run, best. Gone
-        through once, and held.
+        Not changed, and judged in evaluation mode whatever mode it is in.
+    batches : iterable of dict
+        ``image``, ``mask`` and ``noise`` (B, C, H, W) of the stamps that activity is judged by;
+        those of the model's own run, best. Gone through once, and held.
     active_variance : float
         A unit goes if its posterior mean varies by less than this over the stamps, in units of the
         prior's variance (Burda et al. 2016).
@@ -141,12 +144,16 @@ def prune(vae: VAE, images: Iterable[Tensor], active_variance: float = ACTIVE_VA
     components of a mixture prior tell classes apart. ``prior=vamp`` is pruned with its encoder.
     Of units that are inactive one by one, but not all together, those that move most stay.
     """
-    vae = vae.eval()
-    held = [part for image in images for part in image.to(vae.device).split(BATCH)]
-    n_stamps = sum(map(len, held))
+    with in_evaluation(vae):
+        return _judged(vae, batches, active_variance)
+
+
+def _judged(vae: VAE, batches: Iterable[Batch], active_variance: float) -> Pruning:
+    held = [part for batch in batches for part in _parts_of(batch, vae.device)]
+    n_stamps = sum(len(part["image"]) for part in held)
     if n_stamps < 2:
         raise InputError(f"prune=true judges units by stamps, and got {n_stamps}; give more")
-    posteriors = [vae.network.encode(image) for image in held]
+    posteriors = [vae.network.encode(part["image"]) for part in held]
     means = torch.cat([posterior.mean for posterior in posteriors]).double().cpu()
     if not means.isfinite().all():
         raise InputError("prune=true: posteriors of this model are not finite; it cannot be judged")
@@ -171,6 +178,13 @@ def prune(vae: VAE, images: Iterable[Tensor], active_variance: float = ACTIVE_VA
     return Pruning(pruned, units, n_stamps, largest, share)
 
 
+def _parts_of(batch: Batch, device: torch.device) -> Iterator[Batch]:
+    """What pruning looks at of a batch, at most `BATCH` stamps at a time."""
+    names = ("image", "mask", "noise")
+    pieces = (batch[name].to(device).split(BATCH) for name in names)
+    return (dict(zip(names, part, strict=True)) for part in zip(*pieces, strict=True))
+
+
 @dataclass(frozen=True)
 class _Whole:
     """The model before, and the stamps that it is judged by.
@@ -182,18 +196,18 @@ class _Whole:
         Posterior means of all stamps.
     center : Tensor, shape (Z,)
         What stands for a unit that goes.
-    held : list of Tensor, shape (B, C, H, W)
-        Normalised stamps.
+    held : list of dict
+        Normalised stamps with their masks and noise.
     """
 
     vae: VAE
     means: Tensor
     center: Tensor
-    held: list[Tensor]
+    held: list[Batch]
 
-    def codes(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def codes(self) -> Iterator[tuple[Batch, Tensor]]:
         """Stamps and their codes (B, Z), batch by batch."""
-        codes = self.means.to(self.vae.device).split([len(image) for image in self.held])
+        codes = self.means.to(self.vae.device).split([len(part["image"]) for part in self.held])
         return zip(self.held, codes, strict=True)
 
     def at_center(self, z: Tensor, removed: Sequence[int]) -> Tensor:
@@ -205,14 +219,22 @@ class _Whole:
     def change_without(self, removed: Sequence[int], few: bool = False) -> tuple[float, float]:
         """Largest change of a pixel, and `Pruning.share_of_residual`; of one batch with ``few``."""
         largest, most, square, n = 0.0, 0.0, 0.0, 0
-        for image, z in islice(self.codes(), 1 if few else None):
-            before = self.vae.decode(z)
+        for batch, z in islice(self.codes(), 1 if few else None):
+            output = self.vae.network.decode(z)
+            before = self.vae.likelihood.location(output)
             change = self.vae.decode(self.at_center(z, removed)) - before
             largest = max(largest, float(change.abs().max()))
             most = max(most, float(change.square().flatten(1).mean(1).max()))
-            square += float((image - before).square().sum())
-            n += image.numel()
+            square += float(self._missed(batch, output).square().sum())
+            n += int(batch["mask"].sum())
         return largest, math.sqrt(most / max(square / n, 1e-30))
+
+    def _missed(self, batch: Batch, output: Tensor) -> Tensor:
+        """Residuals (B, C, H, W), with ``output`` as each stamp lies; 0 where a pixel is bad."""
+        image, mask, noise = batch["image"], batch["mask"], batch["noise"]
+        likelihood = self.vae.likelihood
+        as_it_lies = likelihood.aligned(image, output, mask, noise)
+        return (image - likelihood.location(as_it_lies)).where(mask, 0.0)
 
     def class_change_without(self, removed: Sequence[int]) -> float:
         """Most that a probability of a class of a mixture moves; 0 without one."""
@@ -256,8 +278,8 @@ def _put_back(whole: _Whole, removed: Sequence[int]) -> dict[int, str]:
 def _refuse_other(whole: _Whole, pruned: VAE, removed: Sequence[int]) -> None:
     """Refuse a model that says anything else than the whole one at the constants."""
     kept = [unit for unit in range(whole.means.shape[1]) if unit not in removed]
-    for image, z in whole.codes():
-        theirs = pruned.network.encode(image).mean
+    for batch, z in whole.codes():
+        theirs = pruned.network.encode(batch["image"]).mean
         for what, ours, other in (
             ("codes", z[:, kept], theirs),
             ("pixels", whole.vae.decode(whole.at_center(z, removed)), pruned.decode(theirs)),

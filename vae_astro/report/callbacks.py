@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.data.batches import Batch
+from vae_astro.model.modes import in_evaluation
 from vae_astro.progress import Sparse, say
 from vae_astro.report.board import log_start, log_state
 from vae_astro.report.full_disk import Curves, save_figure
@@ -238,11 +239,9 @@ def draw_panels(
     """
     from vae_astro.report import figures  # Matplotlib: not before there is something to draw
 
-    training = vae.training
     real = batch["image"][:N_BESIDE, 0].where(batch["mask"][:N_BESIDE, 0], torch.nan).cpu().numpy()
     batch = {name: value[:n_stamps] for name, value in batch.items()}
-    vae.eval()
-    try:
+    with in_evaluation(vae):
         posterior = vae.network.encode(batch["image"])
         location = vae(batch["image"], batch["mask"], batch["noise"])
         if kl_per_unit_nats is None:
@@ -256,8 +255,6 @@ def draw_panels(
             codes[row * len(values) : (row + 1) * len(values), unit] = values
         decoded = vae.decode(codes)[:, 0].unflatten(0, (len(units), len(values)))
         drawn = vae.sample(len(real))[:, 0]
-    finally:
-        vae.train(training)
     residual = vae.normalizer.residual(batch["image"], location, batch["noise"])
     image, drawn_as, off_by, mask = (
         value.cpu().numpy() for value in (batch["image"], location, residual, batch["mask"])

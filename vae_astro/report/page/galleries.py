@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from vae_astro.catalogue import PROVENANCE
 from vae_astro.errors import InputError
+from vae_astro.evaluate.anomalies import normally_below
 from vae_astro.evaluate.class_model import read_found
 from vae_astro.evaluate.class_names import default_name, read_names
 from vae_astro.report.page.pictures import Picture, stored
@@ -89,6 +90,11 @@ class Outliers:
     top: list[dict[str, Any]]
     index: np.ndarray
     p_value: np.ndarray
+
+    @property
+    def normally(self) -> str:
+        """How many of as many normal stamps have p < 0.01; empty where it is not known."""
+        return normally_below(self.n_stamps, self.n_calibration) if self.n_calibration else ""
 
 
 def read_classes(folder: Path, data: Mapping[str, Any] | None) -> Classes:
