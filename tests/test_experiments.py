@@ -105,7 +105,7 @@ def test_kl_falls_along_the_beta_sweep(tmp_path: Path) -> None:
         "hydra.sweeper.params={beta.end: '0.3,10,100000'}",
     )  # fmt: skip
     kl = [metrics["val"]["kl_nats"] for metrics in runs.values()]
-    assert len(kl) == 3
+    assert [Path(run).name for run in runs] == ["0_beta_0.3", "1_beta_10", "2_beta_100000"]
     assert kl[0] > kl[1] > kl[2]
     assert list(runs.values())[2]["collapse"]["verdict"] == "full"
 
@@ -115,6 +115,7 @@ def test_latent_sweep_has_a_run_for_each_number_of_units(tmp_path: Path) -> None
         tmp_path, "-m", "experiment=latent_sweep", *SIMULATED, "trainer.max_epochs=8",
         "hydra.sweeper.params={model.latent_dim: '1,8'}",
     )  # fmt: skip
+    assert [Path(run).name for run in runs] == ["0_units_1", "1_units_8"]
     assert [metrics["collapse"]["latent_dim"] for metrics in runs.values()] == [1, 8]
     one, eight = (metrics["val"]["elbo_nats"] for metrics in runs.values())
     assert eight > one

@@ -18,12 +18,10 @@ from vae_astro.collapse.audit.conduct import (
     _adapted,
     _checked,
     _conduct,
-    _copies,
     _enough,
     _own_world,
     _place_of,
     audit,
-    copy_of,
 )
 from vae_astro.collapse.audit.findings import Finding, Untestable, Untested
 from vae_astro.errors import InputError
@@ -173,65 +171,6 @@ def test_the_first_device_is_taken_and_one_without_a_random_state_is_left(kinds,
     model = Elsewhere()
     assert _place_of(model) == (torch.device(place), torch.float32)
     assert model.moved == is_moved
-
-
-# -- the copy ------------------------------------------------------------------------------------
-
-
-class Uncopied:
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        raise RuntimeError("an open file")
-
-
-def test_a_copy_shares_no_weight_and_no_list():
-    model = nn.Sequential(nn.Linear(2, 2))
-    model.notes = ["a"]
-    copied = copy_of(model)
-    assert type(copied) is nn.Sequential
-    assert torch.equal(copied[0].weight, model[0].weight)
-    assert copied[0].weight.data_ptr() != model[0].weight.data_ptr()
-    assert copied.notes == ["a"]
-    assert copied.notes is not model.notes
-
-
-@pytest.mark.parametrize("trainer", [["a trainer"], Uncopied()])
-def test_a_trainer_is_not_copied_but_left_behind(trainer):
-    model = nn.Sequential(nn.Linear(2, 2))
-    model[0]._trainer, model[0]._fabric = trainer, trainer
-    model[0].note = None
-    copied = copy_of(model)
-    assert (copied[0]._trainer, copied[0]._fabric, copied[0].note) == (None, None, None)
-    assert model[0]._trainer is trainer
-
-
-@pytest.mark.parametrize("extra", [None, Uncopied()])
-def test_graphs_of_earlier_passes_are_dropped_and_their_values_kept(extra):
-    model = nn.Sequential(nn.Linear(2, 2))
-    model[0].last, model.extra = 3 * model[0].weight, extra
-    copied = copy_of(model)
-    assert torch.equal(copied[0].last, model[0].last)
-    assert not copied[0].last.requires_grad
-    assert copied[0].last.data_ptr() != model[0].last.data_ptr()
-
-
-def test_what_cannot_be_copied_is_shared_and_all_else_is_not():
-    model = nn.Sequential(nn.Linear(2, 2))
-    model[0].file, model[0].notes, model[0].table = Uncopied(), ["a"], {"b": 1}
-    copied = copy_of(model)
-    assert copied[0].file is model[0].file
-    assert copied[0].notes == ["a"]
-    assert copied[0].notes is not model[0].notes
-    assert copied[0].table is not model[0].table
-    assert copied[0].weight.data_ptr() != model[0].weight.data_ptr()
-
-
-def test_whether_something_can_be_copied_is_tried():
-    assert _copies(["a"], {})
-    assert not _copies(Uncopied(), {})
-    thing = Uncopied()
-    memo = {id(thing): None}
-    assert _copies([thing], memo)  # not gone into
-    assert len(memo) == 1
 
 
 # -- a world of its own --------------------------------------------------------------------------

@@ -36,6 +36,14 @@ def test_a_sweep_gives_its_jobs_by_their_numbers(write_run, tmp_path: Path) -> N
     assert left_out == []
 
 
+def test_jobs_that_say_what_was_set_come_by_their_numbers_too(write_run, tmp_path: Path) -> None:
+    jobs = ["9_beta_0.1", "10_beta_3", "11", "2_beta_1", "2026-11-23_run", "3d"]
+    for job in jobs:
+        write_run(f"sweep/{job}")
+    found = [name.removeprefix("sweep/") for name in names([str(tmp_path / "sweep")])]
+    assert found == ["2026-11-23_run", "3d", "2_beta_1", "9_beta_0.1", "10_beta_3", "11"]
+
+
 def test_a_checkpoint_stands_for_its_run(write_run) -> None:
     folder = write_run("a")
     (folder / "checkpoints").mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import time
 import types
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from vae_astro.collapse.audit import decoder, encoder, module, noise, objective
 from vae_astro.collapse.audit.adapters import Subject, adapt
 from vae_astro.collapse.audit.bench import Bench, preserved
+from vae_astro.collapse.audit.copies import copy_of
 from vae_astro.collapse.audit.findings import (
     AuditReport,
     Finding,
@@ -96,8 +96,8 @@ def audit(
     Raises
     ------
     InputError
-        Stamps that cannot tell anything, a model that cannot be run on them, a loss that cannot be
-        called.
+        Stamps that cannot tell anything, a model that cannot be copied or run on them, a loss that
+        cannot be called.
     """
     began = time.perf_counter()
     if not isinstance(model, nn.Module):
@@ -258,33 +258,3 @@ def _enough(n_stamps: int, latent_dim: int) -> None:
             f"{n_stamps} stamps for {latent_dim} latent units: give at least {latent_dim} "
             "(n_audited of scripts/audit.py), better 64"
         )
-
-
-def copy_of(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing that training moves.
-
-    Graphs of earlier passes are dropped; what cannot be copied (a trainer, an open file) is shared.
-    """
-    memo: dict[int, Any] = {}
-    for each in model.modules():
-        for name, value in vars(each).items():
-            if name in ("_trainer", "_fabric"):
-                memo[id(value)] = None
-            elif isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    try:
-        return copy.deepcopy(model, dict(memo))
-    except Exception:  # an attribute that cannot be copied
-        for each in model.modules():
-            for value in vars(each).values():
-                if not isinstance(value, dict | Tensor | nn.Module) and not _copies(value, memo):
-                    memo[id(value)] = value
-        return copy.deepcopy(model, memo)
-
-
-def _copies(value: Any, memo: dict[int, Any]) -> bool:
-    try:
-        copy.deepcopy(value, dict(memo))
-    except Exception:
-        return False
-    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from glob import glob, has_magic
 from pathlib import Path
@@ -15,6 +16,8 @@ DEEPEST = 3
 """Levels below a folder that runs are looked for in: a sweep, or a folder of sweeps."""
 SWEEP_RECORD = "multirun.yaml"
 """What Hydra leaves beside the jobs of a sweep."""
+JOB = re.compile(r"[0-9]+(?![^_])")
+"""Number that the folder of a job begins with: alone, or with what was set behind it."""
 
 
 def find_runs(paths: Iterable[str]) -> tuple[list[Run], list[Path]]:
@@ -80,5 +83,6 @@ def _run_folders(path: Path, levels: int) -> Iterator[Path]:
 
 
 def _by_number(path: Path) -> tuple[int, str]:
-    """The jobs of a sweep are numbered: 10 comes after 9."""
-    return (int(path.name) if path.name.isdecimal() else -1, path.name)
+    """The jobs of a sweep are numbered, ``10`` or ``10_beta_0.1``: 10 comes after 9."""
+    number = JOB.match(path.name)
+    return (int(number[0]) if number else -1, path.name)
