@@ -268,6 +268,7 @@ def answer(change: Callable[[str, Outcome], Outcome] = lambda name, run: run) ->
 
 def test_page_answers_in_five_lines_and_then_shows() -> None:
     text = page(answer())
+    assert "scripts/question.py alerts=ztf_alerts labels=ztf_alerts_labels.csv`" in text
     assert "exceeds 1,984,500; the strongest one has 30 (simulated stamps) and 30 (ZTF" in text
     assert "Fatal alone: 1 softmax output and 2 weight 1000." in text
     assert " Not fatal alone: 3 noise of 0.1, 4 exp(log_var), 5 dying bottleneck" in text

@@ -32,7 +32,6 @@ NOT_RUN = {
     r"hydra/launcher=submitit": "needs SLURM and a plugin",
     r"--nnodes 2": "needs two machines",
     r"real_data=": "needs the real alerts and digits, which are not in the repository",
-    r"benchmark_rescue\.py": "half an hour, with no smaller size",
     r"benchmark_(train|classes)\.py": "minutes at their smallest; tests/scripts runs them so",
     r"question\.py": "two minutes at its smallest; tests/test_question.py runs its parts",
     r"^(stilts|topcat) ": "programs of others",

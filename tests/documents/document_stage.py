@@ -88,7 +88,7 @@ def build(stage: Path) -> Path:
 
 
 def _alerts(stage: Path, stamps: np.ndarray) -> None:
-    """Packets like ZTF's below ``ztf_alerts``; labels of them and of ``FOLDER``, made up."""
+    """Packets like ZTF's below ``ztf_alerts``; made-up labels of them, and of ``FOLDER``."""
     folder = stage / "ztf_alerts"
     folder.mkdir()
     cutout = {
@@ -106,7 +106,7 @@ def _alerts(stage: Path, stamps: np.ndarray) -> None:
             + [{"name": name, "type": kind} for name, kind in zip(names, kinds, strict=True)],
         }
     )
-    labels = ["file,label"]
+    labels = ["file,label_weak"]
     for k, science in enumerate(stamps):
         template = stamps[(k + 1) % len(stamps)]
         record: dict[str, Any] = {"objectId": f"ZTF{k:05d}", "candid": k}
@@ -115,9 +115,10 @@ def _alerts(stage: Path, stamps: np.ndarray) -> None:
         with (folder / f"{k}.avro").open("wb") as file:
             fastavro.writer(file, schema, [record])
         labels.append(f"{k}.avro,{('asteroid', 'star', 'bogus')[k % 3]}")
+    (stage / "ztf_alerts_labels.csv").write_text("\n".join(labels) + "\n")
     files = sorted((stage / "FOLDER").glob("*/*.fits"))
-    labels += [f"{file.parent.name}/{file.name},kind {k % 3}" for k, file in enumerate(files)]
-    (stage / "labels.csv").write_text("\n".join(labels) + "\n")
+    kinds_of = [f"{file.parent.name}/{file.name},kind {k % 3}" for k, file in enumerate(files)]
+    (stage / "labels.csv").write_text("\n".join(["file,label", *kinds_of]) + "\n")
 
 
 def _packed(pixels: np.ndarray) -> bytes:

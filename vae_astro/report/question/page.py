@@ -56,7 +56,7 @@ def page(answer: Answer) -> str:
 def command(answer: Answer) -> str:
     """What was typed for the page."""
     size = "" if answer.size == "full" else f" size={answer.size}"
-    alerts = " alerts=ztf_alerts labels=labels.csv" if "ztf" in answer.data else ""
+    alerts = " alerts=ztf_alerts labels=ztf_alerts_labels.csv" if "ztf" in answer.data else ""
     return f"python scripts/question.py{alerts}{size}"
 
 
