@@ -34,6 +34,9 @@ POSITIVE = (0.3, 0.5, 0.7, 1.5, 2.0, 3.0)
 """... and where the loss wants a standard deviation, which is never negative."""
 FEWEST, MOST = 48, 256
 """Stamps in a batch."""
+FLAT = 0.01
+"""Slope over that on the other side which is none: the logit of a dark pixel has its minimum, if
+any, further away than a thousand, and hardly falls towards it."""
 RUNAWAYS = 0.01
 """Share of the pixels without a minimum from which that is a finding."""
 N_DRAWS = 32
@@ -280,12 +283,13 @@ class _Loss:
         low, high = self.stamps.aminmax()
         far = 1e3 * (high - low)
         try:
-            above = self._gradient("recon", recon=self._recon(far)) < 0
-            below = self._gradient("recon", recon=self._recon(-far)) > 0
+            above = self._gradient("recon", recon=self._recon(far))
+            below = -self._gradient("recon", recon=self._recon(-far))
         except (RuntimeError, ValueError):  # out of the range of a cross-entropy
             return 0.0
+        falls_above, falls_below = above < -FLAT * below.abs(), below < -FLAT * above.abs()
         # where it falls on both sides the sign is wrong, and `around_mean_stamp` tells
-        return float((above ^ below).double().mean())
+        return float((falls_above ^ falls_below).double().mean())
 
     def learns_scale(self) -> bool:
         """Whether training adapts the weight of the residuals."""
