@@ -10,8 +10,10 @@ from tiny_losses import DOUBLE, STAMPS, a_loss, half_sse, loss_of, quartic
 from tiny_subjects import Told, bench_of, kl_gradient
 from torch import Tensor
 
+from vae_astro.collapse.audit.adapters import OwnSubject
 from vae_astro.collapse.audit.bench import Bench
 from vae_astro.collapse.audit.findings import Untestable
+from vae_astro.collapse.audit.losses import OwnLoss
 from vae_astro.collapse.audit.objective import (
     GRID,
     N_DRAWS,
@@ -25,6 +27,7 @@ from vae_astro.collapse.audit.objective import (
     _word,
 )
 from vae_astro.collapse.audit.outputs import Reading
+from vae_astro.vae import VAE
 
 # -- the loss on its bench -----------------------------------------------------------------------
 
@@ -256,6 +259,32 @@ def test_a_sign_that_is_wrong_on_both_sides_is_told_elsewhere():
     # in some of the pixels alone: on neither side does that count
     weight = torch.tensor([[-1.0, 1.0], [1.0, 1.0]], dtype=DOUBLE)
     assert a_loss(half_sse(weight)).pushed_away() == 0
+
+
+@pytest.mark.parametrize(("slope", "share"), [(0.009, 0.0), (0.011, 1.0)])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_slope_below_a_hundredth_of_that_on_the_other_side_is_none(slope, share, sign):
+    def reconstruction(recon: Tensor, stamps: Tensor) -> Tensor:
+        towards = sign * recon
+        return torch.where(towards > 0, -slope * towards, -towards).sum()
+
+    assert a_loss(reconstruction).pushed_away() == share
+
+
+@pytest.mark.parametrize("kind", ["continuous", "binary"])
+def test_dark_pixels_of_a_bernoulli_do_not_run_away_but_negative_ones_do(kind):
+    stamps = torch.rand(48, 1, 16, 16, generator=torch.Generator().manual_seed(0)).pow(20)
+    assert float((stamps < 1e-3).double().mean()) > 0.5
+    vae = VAE((1, 16, 16), model={"name": "linear", "latent_dim": 2},
+              likelihood={"name": "bernoulli", "kind": kind},
+              normalize={"stretch": "minmax"})  # fmt: skip
+    subject = OwnSubject(vae)
+
+    def pushed_away(given: Tensor) -> float:
+        return _Loss(Bench(subject, given, OwnLoss(subject))).pushed_away()
+
+    assert pushed_away(stamps) == 0
+    assert pushed_away(stamps - 0.1) > 0.5
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError])

@@ -11,14 +11,18 @@ from tiny_losses import DOUBLE, STAMPS, half_sse, loss_of, quartic
 from tiny_subjects import bench_of, kl_gradient
 from torch import Tensor
 
+from vae_astro.collapse.audit.adapters import OwnSubject
 from vae_astro.collapse.audit.bench import Bench, Evidence
 from vae_astro.collapse.audit.findings import Untestable
+from vae_astro.collapse.audit.losses import OwnLoss
 from vae_astro.collapse.audit.objective import (
     TOLERANCE,
     kl_is_that_of_gaussians,
     reductions_agree,
     weight_leaves_code_alive,
 )
+from vae_astro.collapse.forecast import forecast_run
+from vae_astro.vae import VAE
 
 # -- the form of the KL --------------------------------------------------------------------------
 
@@ -312,6 +316,37 @@ def test_pixels_count_in_units_of_the_root_of_their_curvature():
     assert facts["largest_eigenvalue"] == pytest.approx(18 / 4)
     assert facts["beta_s2"] == pytest.approx(8 / 4)
     assert findings == []
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        {"name": "bernoulli", "kind": "continuous"},
+        {"name": "bernoulli", "kind": "binary"},
+        {"name": "gaussian", "std": 0.1},
+    ],
+    ids=lambda settings: settings.get("kind", settings["name"]),
+)
+def test_own_model_is_weighed_as_the_forecast_weighs_it(likelihood):
+    """Around the collapsed state, be it pixels or logits: a dark sky, where these are far apart."""
+    draw = torch.Generator().manual_seed(0)
+    light = torch.linspace(-4, 4, 16).square().neg().exp().outer(torch.ones(16))
+    stamps = 0.02 + 0.9 * light * torch.rand(64, 1, 1, 1, generator=draw)
+    stamps = (stamps + 0.02 * torch.rand(64, 1, 16, 16, generator=draw)).clamp(0.02, 0.98)
+    vae = VAE((1, 16, 16), model={"name": "linear", "latent_dim": 2}, likelihood=likelihood,
+              normalize={"stretch": "minmax"}, beta={"name": "constant", "value": 3.0})  # fmt: skip
+    subject = OwnSubject(vae)
+    bench = Bench(subject, stamps, OwnLoss(subject))
+    weight_leaves_code_alive(bench)
+    batch = {
+        "image": stamps,
+        "mask": torch.ones_like(stamps, dtype=torch.bool),
+        "noise": torch.ones_like(stamps),
+        "index": torch.arange(64),
+    }
+    end = forecast_run([batch], vae.likelihood, 2, vae.schedule, 1).end
+    ratio = bench.facts["largest_eigenvalue"] / bench.facts["beta_s2"]
+    assert ratio == pytest.approx(end.largest_eigenvalue / end.threshold, rel=0.01)
 
 
 # -- reductions ----------------------------------------------------------------------------------

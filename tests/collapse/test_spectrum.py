@@ -430,6 +430,16 @@ def test_a_step_is_bounded_where_next_to_nothing_bends(sign: int) -> None:
     assert curvature.flatten().tolist() == pytest.approx([math.exp(-14), 0.25, 0], rel=0.05)
 
 
+def test_picture_is_emitted_as_the_likelihood_takes_it_and_leaves_it_alone(stamps) -> None:
+    image = stamps.sigmoid()
+    given = image, torch.ones_like(image, dtype=torch.bool), torch.ones_like(image)
+    logits = module.collapsed_picture(Bernoulli(kind="binary"), *given)
+    torch.testing.assert_close(logits.sigmoid(), image.mean(0), rtol=1e-3, atol=1e-4)
+    learns = SharedGaussian(n_bands=1)
+    torch.testing.assert_close(module.collapsed_picture(learns, *given), image.mean(0))
+    assert float(learns.scale.mean_square) == 1
+
+
 # -- whitening -----------------------------------------------------------------------------------
 
 DOF = 3.0

@@ -30,7 +30,7 @@ from vae_astro.data.batches import Batch
 from vae_astro.errors import InputError
 from vae_astro.model.likelihoods import Likelihood
 
-__all__ = ["MOST_ELEMENTS", "Spectrum", "measure_spectrum"]
+__all__ = ["MOST_ELEMENTS", "Spectrum", "collapsed_picture", "measure_spectrum"]
 
 MOST_ELEMENTS = 80_000_000
 """Pixels held at a time, whatever the number of stamps: 20,000 stamps of 63x63, 320 MB."""
@@ -176,6 +176,25 @@ def measure_spectrum(
         n_stamps=len(stamps.image),
         n_pixels=n_pixels,
     )
+
+
+def collapsed_picture(likelihood: Likelihood, image: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
+    """What a decoder emits for all stamps where the code says nothing: the likeliest output.
+
+    Parameters
+    ----------
+    likelihood : Likelihood
+        Left as it is; a copy takes the scale that it would learn for a collapsed code.
+    image, mask, noise : Tensor, shape (B, C, H, W)
+        As `Likelihood` takes them.
+
+    Returns
+    -------
+    Tensor, shape (C, H, W)
+        Pixels, or logits where the likelihood takes these; zero where no pixel is good.
+    """
+    alone = copy.deepcopy(likelihood.of_one_orientation)
+    return _collapsed_picture(alone, _Stamps(image, mask, noise))
 
 
 def _collect(batches: Iterable[Batch]) -> _Stamps:

@@ -24,6 +24,7 @@ from vae_astro.collapse.audit.outputs import (
     read_output,
     substitute,
 )
+from vae_astro.collapse.spectrum import collapsed_picture
 from vae_astro.errors import InputError
 from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.objective.elbo import Elbo
@@ -69,6 +70,15 @@ class Objective(ABC):
     def __call__(self, recon: Tensor, stamps: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
         """Scalar loss of a batch; ``recon`` as the decoder emits it."""
 
+    def collapsed(self, stamps: Tensor) -> Tensor:
+        """What a decoder emits whose code says nothing, in the shape of one of ``stamps``.
+
+        Here pixels: those of the mean stamp, a little towards its own average, since cross-entropy
+        has poles at 0 and 1.
+        """
+        mean_stamp = stamps.mean(0)
+        return mean_stamp + 0.05 * (mean_stamp.mean() - mean_stamp)
+
     def learns_scale(self, recon: Tensor, stamps: Tensor, mean: Tensor, spread: Tensor) -> bool:
         """Whether training also adapts how residuals are weighed, as with a learned sigma."""
         loss = self(recon, stamps, mean, spread)
@@ -95,12 +105,16 @@ class OwnLoss(Objective):
 
     def __call__(self, recon: Tensor, stamps: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
         """See `Objective`."""
-        mask = torch.ones_like(stamps, dtype=torch.bool)
+        mask, noise = _all_good(stamps)
         elbo = Elbo(
-            self.vae.likelihood.training_term(stamps, recon, mask, torch.ones_like(stamps)),
+            self.vae.likelihood.training_term(stamps, recon, mask, noise),
             self.vae.prior.kl_per_unit(DiagonalGaussian(mean, spread)),
         )
         return elbo.loss(self.penalty)
+
+    def collapsed(self, stamps: Tensor) -> Tensor:
+        """See `Objective`; where the likelihood is largest, which may be in logits."""
+        return collapsed_picture(self.vae.likelihood, stamps, *_all_good(stamps))
 
     def learns_scale(self, recon: Tensor, stamps: Tensor, mean: Tensor, spread: Tensor) -> bool:
         """See `Objective`: what is learned in closed form moves when a batch is shown."""
@@ -109,10 +123,9 @@ class OwnLoss(Objective):
         if super().learns_scale(recon, stamps, mean, spread):
             return True
         before = self(recon, stamps, mean, spread)
-        mask = torch.ones_like(stamps, dtype=torch.bool)
         far = recon.detach() + 3 * (recon.detach() - stamps)
         state = {k: v.clone() for k, v in self.vae.likelihood.state_dict().items()}
-        self.vae.likelihood.observe(stamps, far, mask, torch.ones_like(stamps))
+        self.vae.likelihood.observe(stamps, far, *_all_good(stamps))
         after = self(recon, stamps, mean, spread)
         self.vae.likelihood.load_state_dict(state)
         return not torch.equal(before, after)
@@ -120,6 +133,11 @@ class OwnLoss(Objective):
     def weights(self) -> list[Tensor]:
         """See `Objective`."""
         return list(self.vae.likelihood.parameters())
+
+
+def _all_good(stamps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mask and noise of stamps of which nothing else is known."""
+    return torch.ones_like(stamps, dtype=torch.bool), torch.ones_like(stamps)
 
 
 class FunctionLoss(Objective):

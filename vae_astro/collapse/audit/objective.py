@@ -34,6 +34,9 @@ POSITIVE = (0.3, 0.5, 0.7, 1.5, 2.0, 3.0)
 """... and where the loss wants a standard deviation, which is never negative."""
 FEWEST, MOST = 48, 256
 """Stamps in a batch."""
+FLAT = 0.01
+"""Slope over that on the other side which is none: the logit of a dark pixel has its minimum, if
+any, further away than a thousand, and hardly falls towards it."""
 RUNAWAYS = 0.01
 """Share of the pixels without a minimum from which that is a finding."""
 N_DRAWS = 32
@@ -195,21 +198,16 @@ class _Loss:
             keep = max(1, int(columns * self.stamps.shape[-1]))
             self.stamps = self.stamps[..., :keep]
             shape = self.stamps.shape[1:] if len(shape) > 1 else self.stamps[0].flatten().shape
-        self.mean_stamp = self._shrunk(self.stamps.mean(0)).reshape(1, *shape)
+        self.collapsed = self.objective.collapsed(self.stamps).reshape(1, *shape)
         code = reading.mean.shape[1:]
         self.code_shape = (*code[:-1], repeat * code[-1])
-
-    @staticmethod
-    def _shrunk(mean_stamp: Tensor) -> Tensor:
-        """A little towards its own average: cross-entropy has poles at 0 and 1."""
-        return mean_stamp + 0.05 * (mean_stamp.mean() - mean_stamp)
 
     def _mean(self, value: float = 0.0) -> Tensor:
         return self.stamps.new_full((self.n, *self.code_shape), value)
 
     def _recon(self, shift: Tensor | float = 0.0) -> Tensor:
-        recon = self.mean_stamp + shift
-        return recon.expand(self.n, *self.mean_stamp.shape[1:]).clone()
+        recon = self.collapsed + shift
+        return recon.expand(self.n, *self.collapsed.shape[1:]).clone()
 
     def _gradient(self, role: str, seed: int = 0, **given: Tensor) -> Tensor:
         """Of the loss by one of its arguments; the others are given or neutral."""
@@ -265,7 +263,7 @@ class _Loss:
 
         The curvature is taken over the spread of each pixel, so that an absolute error has one.
         """
-        spread = self.stamps.std(0).reshape(self.mean_stamp.shape)
+        spread = self.stamps.std(0).reshape(self.collapsed.shape)
         spread = spread.clamp(min=0.05 * float(spread.mean()))
         pull = self._gradient("recon").flatten(1).double()
         for share in (1.0, 0.3, 0.1, 0.03, 0.01):
@@ -285,12 +283,13 @@ class _Loss:
         low, high = self.stamps.aminmax()
         far = 1e3 * (high - low)
         try:
-            above = self._gradient("recon", recon=self._recon(far)) < 0
-            below = self._gradient("recon", recon=self._recon(-far)) > 0
+            above = self._gradient("recon", recon=self._recon(far))
+            below = -self._gradient("recon", recon=self._recon(-far))
         except (RuntimeError, ValueError):  # out of the range of a cross-entropy
             return 0.0
+        falls_above, falls_below = above < -FLAT * below.abs(), below < -FLAT * above.abs()
         # where it falls on both sides the sign is wrong, and `around_mean_stamp` tells
-        return float((above ^ below).double().mean())
+        return float((falls_above ^ falls_below).double().mean())
 
     def learns_scale(self) -> bool:
         """Whether training adapts the weight of the residuals."""
