@@ -192,7 +192,7 @@ def run(setting: Setting, datamodule, n_steps: int) -> dict[str, Any]:
     )
     trainer.fit(vae, train_dataloaders=datamodule.train_dataloader())
     scores = score_stamps(vae, datamodule.in_order(datamodule.val_rows))
-    verdict = judge(scores.mean, scores.kl_per_unit)
+    verdict = judge(scores.mean, scores.kl_per_unit, vae.prior.unit_std().cpu().numpy())
     return {
         **vars(setting),
         "forecast": foreseen.verdict,

@@ -199,7 +199,7 @@ def judged(vae: VAE, settings: dict[str, Any]) -> dict[str, Any]:
     datamodule.setup()
     batches = list(datamodule.in_order(datamodule.val_rows))
     table = score_stamps(vae, batches)
-    verdict = judge(table.mean, table.kl_per_unit)
+    verdict = judge(table.mean, table.kl_per_unit, vae.prior.unit_std().cpu().numpy())
     reconstruction_nats = float(table.reconstruction_nats.mean(dtype=np.float64))
     return {
         "elbo_nats": reconstruction_nats - verdict.kl_nats,

@@ -21,6 +21,7 @@ from vae_astro import VAE
 from vae_astro.classify import classify
 from vae_astro.errors import InputError
 from vae_astro.folders import register_resolvers
+from vae_astro.model.priors import StandardNormal
 
 ROOT = Path(__file__).parents[1]
 N, SIZE, Z = 90, 20, 3
@@ -201,6 +202,16 @@ def test_classes_are_looked_for_in_a_sample_and_given_to_all(sky: Path, tmp_path
     )  # fmt: skip
     assert json.loads((tmp_path / "c" / "classes.json").read_text())["n_fitted"] == 40
     assert_are_the_places(classes_of(tmp_path / "c" / "catalogue.parquet"))
+
+
+def test_units_are_judged_beside_their_prior(
+    sky: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as wide a prior as only a learned one is: the same codes are next to nothing in it
+    wide = torch.full((Z,), 1e6)
+    monkeypatch.setattr(StandardNormal, "unit_std", lambda prior: wide)
+    with pytest.raises(InputError, match="full collapse: 0 of 3 latent units"):
+        run(f"checkpoint={sky / 'a.ckpt'}", f"out={tmp_path / 'c'}", "n_classes=3")
 
 
 def test_a_collapsed_checkpoint_is_refused_with_its_verdict_unless_forced(

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from vae_astro import VAE
 from vae_astro.errors import InputError
 from vae_astro.folders import register_resolvers
+from vae_astro.model.priors import StandardNormal
 from vae_astro.outliers import outliers
 
 ROOT = Path(__file__).parents[1]
@@ -126,6 +127,14 @@ def test_stamps_that_are_all_the_same_say_nothing_and_are_refused_unless_forced(
         rank(*typed)
     # each has noise of its own for its likelihood, so that they do not all tie
     assert rank(*typed, "force=true").n_stamps == 80
+
+
+def test_units_are_judged_beside_their_prior(checkpoint, stamps, tmp_path, monkeypatch):
+    # as wide a prior as only a learned one is: the same codes are next to nothing in it
+    wide = torch.full((3,), 1e6)
+    monkeypatch.setattr(StandardNormal, "unit_std", lambda prior: wide)
+    with pytest.raises(InputError, match=r"full collapse: 0 of \d+ latent units"):
+        rank(*settings_of(checkpoint, stamps, tmp_path, "figure=null"))
 
 
 def test_a_ranking_that_is_there_is_not_lost(checkpoint, stamps, tmp_path):

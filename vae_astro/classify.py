@@ -286,7 +286,7 @@ def _refuse_collapsed_codes(vae: VAE, mean: np.ndarray, std: np.ndarray, force: 
     with torch.inference_mode():
         kl = vae.prior.kl_per_unit(posterior).numpy()
     if np.ptp(mean, axis=0).max() > 0:  # one code for all stamps is told apart from a collapse
-        refuse_collapsed(judge(mean, kl), force)
+        refuse_collapsed(judge(mean, kl, vae.prior.unit_std().numpy()), force)
 
 
 def _loaded(path: Path) -> VAE:

@@ -241,7 +241,8 @@ def _calibration(
     found, kl = _pass(vae, loader, n_samples, len(rows), "calibration", progress)
     usable = found.is_usable
     if usable.sum() > 1:
-        refuse_collapsed(judge(found.mean[usable], kl[usable]), force)
+        unit_std = vae.prior.unit_std().cpu().numpy()
+        refuse_collapsed(judge(found.mean[usable], kl[usable], unit_std), force)
     calibration = calibrate(found)
     if calibration.n_stamps < ENOUGH:
         log.warning(

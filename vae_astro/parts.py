@@ -19,7 +19,7 @@ from vae_astro.data.stamp import SMALLEST_STAMP
 from vae_astro.errors import InputError
 from vae_astro.model.focus import build_likelihood
 from vae_astro.model.likelihoods import Likelihood
-from vae_astro.model.networks import NETWORKS, Network
+from vae_astro.model.networks import NETWORKS, Network, with_defaults
 from vae_astro.model.orientation import OrientationMarginal
 from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.model.priors import PRIORS, Prior
@@ -280,7 +280,7 @@ def build_parts(
     n_bands, size, _ = stamp_shape
     normalizer = construct("data.normalize", Normalizer, normalize or {})
     of_stamps: dict[str, Any] = {"n_bands": n_bands, "size": size, "normalizer": normalizer}
-    network = build("model", NETWORKS, model or {"name": "conv"}, **of_stamps)
+    network = build("model", NETWORKS, with_defaults(model), **of_stamps)
     density = build_likelihood(likelihood or {"name": "sigma"}, **of_stamps)
     if network.any_orientation:
         density = OrientationMarginal(density)

@@ -19,7 +19,7 @@ def checkpoint_of(active_units: int, kl_per_unit: list[float]) -> dict:
 def judged(n_active: int, latent_dim: int = 4):
     means = np.random.default_rng(0).normal(size=(50, latent_dim))
     means[:, n_active:] = 0.0
-    return judge(means, np.where(means, 1.0, 0.0))
+    return judge(means, np.where(means, 1.0, 0.0), np.ones(latent_dim))
 
 
 def test_a_full_collapse_is_refused_with_its_figures_and_the_way_on():

@@ -36,15 +36,20 @@ def kl(*nats: float, n_stamps: int = 10) -> np.ndarray:
     return np.tile(nats, (n_stamps, 1))
 
 
+def judged_plainly(means: np.ndarray, kl_per_unit: np.ndarray) -> CollapseVerdict:
+    """What `judge` says under a prior of unit width."""
+    return judge(means, kl_per_unit, np.ones(means.shape[1]))
+
+
 def test_unit_is_active_if_its_mean_varies_over_stamps_more_than_the_threshold():
     variances = (0.0, 0.99 * ACTIVE_VARIANCE, 1.01 * ACTIVE_VARIANCE, 1.0)
-    judged = judge(means_of_variance(*variances), kl(1, 1, 1, 1))
+    judged = judged_plainly(means_of_variance(*variances), kl(1, 1, 1, 1))
     assert (judged.active_units, judged.latent_dim) == (2, 4)
 
 
 def test_unit_whose_mean_is_far_from_zero_but_constant_is_not_active():
     means = np.full((300_000, 2), 123.456, dtype=np.float32)
-    assert judge(means, np.ones_like(means)).active_units == 0
+    assert judged_plainly(means, np.ones_like(means)).active_units == 0
 
 
 def test_active_variance_is_that_of_burda():
@@ -70,7 +75,7 @@ def test_collapse_is_partial_below_half_of_the_units_and_full_without_any(
     active_units, latent_dim, verdict
 ):
     variances = [1.0] * active_units + [0.0] * (latent_dim - active_units)
-    judged = judge(means_of_variance(*variances), kl(*[1.0] * latent_dim))
+    judged = judged_plainly(means_of_variance(*variances), kl(*[1.0] * latent_dim))
     assert judged.verdict == verdict
 
 
@@ -78,23 +83,23 @@ def test_collapse_is_partial_below_half_of_the_units_and_full_without_any(
     ("total", "verdict"), [(0.99 * FULL_COLLAPSE_NATS, "full"), (1.01 * FULL_COLLAPSE_NATS, "none")]
 )
 def test_code_of_almost_no_nats_is_fully_collapsed_though_its_units_vary(total, verdict):
-    assert judge(means_of_variance(1, 1), kl(total / 2, total / 2)).verdict == verdict
+    assert judged_plainly(means_of_variance(1, 1), kl(total / 2, total / 2)).verdict == verdict
 
 
 def test_kl_is_averaged_over_stamps_and_summed_over_units():
-    judged = judge(means_of_variance(1, 1, n_stamps=2), np.array([[1.0, 4.0], [3.0, 6.0]]))
+    judged = judged_plainly(means_of_variance(1, 1, n_stamps=2), np.array([[1.0, 4.0], [3.0, 6.0]]))
     assert judged.kl_per_unit_nats == (2.0, 5.0)
     assert judged.kl_nats == 7.0
 
 
 def test_float32_kl_is_averaged_in_double_precision():
     kl_per_unit = np.full((300_000, 1), 0.1, dtype=np.float32)
-    judged = judge(means_of_variance(1, n_stamps=300_000), kl_per_unit)
+    judged = judged_plainly(means_of_variance(1, n_stamps=300_000), kl_per_unit)
     assert judged.kl_nats == pytest.approx(float(np.float32(0.1)), rel=1e-12)
 
 
 def test_judged_numbers_are_plain_python():
-    judged = judge(means_of_variance(1, 0).astype(np.float32), kl(1, 2).astype(np.float32))
+    judged = judged_plainly(means_of_variance(1, 0).astype(np.float32), kl(1, 2).astype(np.float32))
     assert type(judged.active_units) is int
     assert {type(nats) for nats in judged.kl_per_unit_nats} == {float}
 
@@ -409,7 +414,7 @@ def test_a_code_that_is_not_finite_is_refused_with_what_helps(mean: float, nats:
     means, kl_per_unit = means_of_variance(1.0, 1.0), kl(1.0, 1.0)
     means[3, 1], kl_per_unit[4, 0] = mean, nats
     with pytest.raises(InputError) as refused:
-        judge(means, kl_per_unit)
+        judged_plainly(means, kl_per_unit)
     assert str(refused.value) == (
         "posteriors are not finite: the run diverged; lower optim.lr, or look for extreme pixels "
         "and set data.normalize.saturation"
@@ -419,7 +424,7 @@ def test_a_code_that_is_not_finite_is_refused_with_what_helps(mean: float, nats:
 def test_a_unit_is_active_in_units_of_its_own_prior() -> None:
     means = means_of_variance(0.03, 0.03)
     assert judge(means, kl(1, 1), np.array([1.0, 2.0])).active_units == 1  # 0.03 < 0.01 * 2^2
-    assert judge(means, kl(1, 1)).active_units == 2
+    assert judged_plainly(means, kl(1, 1)).active_units == 2
 
 
 @pytest.mark.parametrize(("last", "rising"), [(2.4, False), (2.5, False), (2.6, True)])

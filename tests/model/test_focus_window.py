@@ -9,7 +9,9 @@ from vae_astro.collapse.spectrum import measure_spectrum
 from vae_astro.data.normalize import Normalizer
 from vae_astro.data.rings import radii
 from vae_astro.errors import InputError
-from vae_astro.model.focus import build_likelihood, central_window
+from vae_astro.model.focus import build_likelihood, central_window, trains_a_density
+from vae_astro.model.likelihoods import LIKELIHOODS
+from vae_astro.model.orientation import OrientationMarginal
 from vae_astro.vae import VAE
 
 SIZE = 31
@@ -44,6 +46,25 @@ def test_a_neighbour_outside_costs_nothing_in_training_and_all_in_the_figures(na
     figures = (likelihood.log_density(x, output, mask, noise) for x in (image, crowded))
     first, second = figures
     assert (second < first - 100).all()
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_a_density_of_whole_stamps_is_trained_on_where_nothing_is_weighted(name: str) -> None:
+    plain = {"name": name, "focus_radius": None}
+    whole = name != "pixel_mean_mse"
+    built = build_likelihood(plain, n_bands=2, size=SIZE, normalizer=Normalizer())
+    assert built.trains_a_density == trains_a_density(plain) == whole
+    if whole:
+        assert OrientationMarginal(built).trains_a_density
+        behind_a_window = focused(name)
+        assert not behind_a_window.trains_a_density
+        assert not OrientationMarginal(behind_a_window).trains_a_density
+    assert not trains_a_density({"name": name, "focus_radius": "auto"})
+
+
+@pytest.mark.parametrize("unknown", [None, "sigma", {}, {"name": "poisson"}, {"name": ["sigma"]}])
+def test_what_names_no_likelihood_trains_no_density(unknown: object) -> None:
+    assert not trains_a_density(unknown)
 
 
 def test_a_window_of_one_everywhere_is_no_window() -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from vae_astro.errors import InputError
 from vae_astro.model.decoders import ConvDecoder
 from vae_astro.model.encoders import ConvEncoder
-from vae_astro.model.networks import NETWORKS, Network, conv, question
+from vae_astro.model.networks import NETWORKS, Network, conv, question, with_defaults
 from vae_astro.model.posterior import DiagonalGaussian
 from vae_astro.objective.kl import gaussian_kl_per_unit
 from vae_astro.settings import build
 
+ROOT = Path(__file__).parents[2]
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 NARROW: dict[str, dict[str, object]] = {
@@ -354,3 +357,37 @@ def test_question_without_faults_samples_as_the_other_networks_do():
     eps = torch.randn(4, 16)
     draws = [network(name).sample(posterior, eps) for name in NETWORKS]
     assert all(torch.equal(draw, posterior.sample(eps)) for draw in draws)
+
+
+# -- settings in full ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_settings_in_full_are_those_of_conf_and_make_the_same_network(name):
+    full = with_defaults({"name": name})
+    conf = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text())
+    assert full == conf
+    shapes = [
+        {key: value.shape for key, value in made.state_dict().items()}
+        for made in (
+            build("model", NETWORKS, settings, n_bands=2, size=32)
+            for settings in ({"name": name}, full)
+        )
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_what_was_set_stays_and_nobody_s_choice_is_conv():
+    assert with_defaults(None) == with_defaults({}) == with_defaults({"name": "conv"})
+    assert with_defaults({"name": "mlp", "hidden": [8]}) == {
+        "name": "mlp", "latent_dim": 16, "hidden": [8], "minimum_rate_nats": 0.0,
+        "initialisation": "default",
+    }  # fmt: skip
+    assert with_defaults({"name": "conv", "wdith": 3})["wdith"] == 3
+
+
+@pytest.mark.parametrize("given", [{"name": "resnet"}, {"latent_dim": 3}, {"name": None}])
+def test_settings_of_no_network_stay_as_they_are_to_be_refused(given):
+    assert with_defaults(given) == given
+    with pytest.raises(InputError, match=r"model\.name is .*choose one of conv"):
+        build("model", NETWORKS, with_defaults(given), n_bands=1, size=16)

@@ -9,6 +9,7 @@ from typing import Any
 
 from vae_astro.checkpoint.axes import Axis
 from vae_astro.checkpoint.layouts import Sizes
+from vae_astro.model.networks import with_defaults
 from vae_astro.model.poses import N_POSE_UNITS
 from vae_astro.vae import VAE
 
@@ -47,7 +48,7 @@ class Correspondence:
 def correspondence(vae: VAE, checkpoint: Mapping[str, Any]) -> Correspondence:
     """Compare ``vae`` with a checkpoint of the same network."""
     ours, theirs = dict(vae.hparams), checkpoint["hyper_parameters"]
-    models = {**(ours["model"] or {"name": "conv"})}, {**(theirs.get("model") or {"name": "conv"})}
+    models = with_defaults(ours["model"]), with_defaults(theirs.get("model"))
     shape = tuple(theirs["stamp_shape"])
     remarks: list[str] = []
     bands_in, bands_out = _bands(
@@ -82,30 +83,27 @@ def correspondence(vae: VAE, checkpoint: Mapping[str, Any]) -> Correspondence:
         rest_units=axes["rest units"],
     )
     other = _differences(ours, theirs, remarks)
-    if models[0].get("symmetry", "none") != models[1].get("symmetry", "none"):
+    if models[0].get("symmetry") != models[1].get("symmetry"):
         other[ENCODER] = "an encoder of another symmetry"
     if not bands_out.is_same:
         other["likelihood."] = "of other bands"
         other["prior.pseudo_inputs"] = "of other bands"
-    alike = all(
-        models[0].get(key, n) == models[1].get(key, n)
-        for key, n in (("n_rings", 10), ("harmonics", 4))
-    )
+    alike = all(models[0].get(key) == models[1].get(key) for key in ("n_rings", "harmonics"))
     return Correspondence(sizes, other, alike, tuple(remarks))
 
 
 def _sections(model: Mapping[str, Any], n_bands: int) -> dict[str, int]:
     """Units by what they are for, in the order of the code."""
-    n_units, sections = model.get("latent_dim", 16), dict.fromkeys(
+    n_units, sections = model["latent_dim"], dict.fromkeys(
         ("units", "shape units", "levels", "rest units", "pose"), 0
     )  # fmt: skip
     if model["name"] == "rings":
-        shape = model.get("shape_units", 6)
+        shape = model["shape_units"]
         levels = 1 + n_bands
         return sections | {
             "shape units": shape, "levels": levels, "rest units": n_units - shape - levels
         }  # fmt: skip
-    posed = model.get("pose", "none") != "none"
+    posed = model.get("pose", "none") != "none"  # not every network can have one
     return sections | {"units": n_units, "pose": N_POSE_UNITS * posed}
 
 

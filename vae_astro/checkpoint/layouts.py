@@ -38,7 +38,7 @@ class Sizes:
     size : tuple of int
         H = W, ours and theirs.
     model : tuple of mapping
-        Settings of the network, ours and theirs.
+        Settings of the network, ours and theirs, in full.
     shape_units, rest_units : Axis, optional
         Of ``model=rings``: parts of the units.
     """
@@ -90,7 +90,7 @@ def axes_of(name: str, sizes: Sizes) -> Axes:
 
 
 def _conv(sizes: Sizes) -> dict[str, Axes]:
-    n_channels = 4 * sizes.model[0].get("width", 32)
+    n_channels = 4 * sizes.model[0]["width"]
     cells, moments = sizes.cells(n_channels), sizes.moments
     fold = Axis.same(FOLD)
     turned = sizes.model[0].get("symmetry", "none") != "none"
@@ -126,7 +126,7 @@ def _linear(sizes: Sizes) -> dict[str, Axes]:
 
 
 def _mlp(sizes: Sizes) -> dict[str, Axes]:
-    out, last = sizes.bands_out.times(sizes.pixels), len(sizes.model[0].get("hidden", (512, 256)))
+    out, last = sizes.bands_out.times(sizes.pixels), len(sizes.model[0]["hidden"])
     return {
         "encoder.trunk.1.0.weight": (None, sizes.bands_in.times(sizes.pixels)),
         "encoder.head.weight": (sizes.moments,),
@@ -158,7 +158,7 @@ def _rings(sizes: Sizes) -> dict[str, Axes]:
     shape, rest = sizes.shape_units, sizes.rest_units
     assert shape is not None
     assert rest is not None
-    n_rings, orders = (sizes.model[0].get(key, n) for key, n in (("n_rings", 10), ("harmonics", 4)))
+    n_rings, orders = (sizes.model[0][key] for key in ("n_rings", "harmonics"))
 
     def features(bands: Axis) -> Axis:
         return bands.times(Axis.same(n_rings)).then(bands.times(Axis.same(n_rings * orders)))

@@ -22,6 +22,7 @@ from vae_astro.checkpoint.correspondence import Correspondence, correspondence
 from vae_astro.checkpoint.layouts import axes_of
 from vae_astro.checkpoint_file import load_checkpoint
 from vae_astro.errors import InputError
+from vae_astro.model.networks import with_defaults
 from vae_astro.vae import VAE
 
 __all__ = ["Taken", "WarmStart", "warm_start"]
@@ -176,7 +177,7 @@ def warm_start(vae: VAE, path: Path, checkpoint: dict[str, Any] | None = None) -
 
 
 def _network_name(settings: Mapping[str, Any]) -> str:
-    return (settings.get("model") or {"name": "conv"})["name"]
+    return str(with_defaults(settings.get("model"))["name"])
 
 
 def _without_pose(name: str) -> str:

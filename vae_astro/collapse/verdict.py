@@ -56,9 +56,7 @@ class CollapseVerdict:
         )
 
 
-def judge(
-    means: np.ndarray, kl_per_unit: np.ndarray, unit_std: np.ndarray | float = 1.0
-) -> CollapseVerdict:
+def judge(means: np.ndarray, kl_per_unit: np.ndarray, unit_std: np.ndarray) -> CollapseVerdict:
     """Judge a model by its posteriors over many stamps.
 
     Parameters
@@ -67,8 +65,8 @@ def judge(
         Posterior means.
     kl_per_unit : ndarray, shape (N, Z)
         Divergence of each unit for each stamp, in nats.
-    unit_std : ndarray, shape (Z,), or float
-        Of the prior: `ACTIVE_VARIANCE` is in units of its square.
+    unit_std : ndarray, shape (Z,)
+        Of the prior (`Prior.unit_std`): `ACTIVE_VARIANCE` is in units of its square.
 
     Returns
     -------

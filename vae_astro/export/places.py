@@ -9,6 +9,7 @@ from typing import Any
 from vae_astro.model.decoders import ConvDecoder, LinearDecoder, MLPDecoder, QuestionDecoder
 from vae_astro.model.encoders import LinearEncoder, QuestionEncoder
 from vae_astro.model.minimum_rate import MinimumRate
+from vae_astro.model.networks import with_defaults
 from vae_astro.model.poses import N_POSE_UNITS, PosedDecoder, PosedEncoder
 from vae_astro.model.rings import RingsDecoder, RingsEncoder
 from vae_astro.vae import VAE
@@ -138,7 +139,7 @@ def _first_layer(decoder: Any) -> str:
 
 def _of_alike(n_pose: int, n_units: int) -> Callable[..., dict[str, Any]]:
     def settings(model: dict[str, Any] | None, removed: Sequence[int]) -> dict[str, Any]:
-        found: dict[str, Any] = {"name": "conv", **(model or {})}
+        found = with_defaults(model)
         found["latent_dim"] = n_units - n_pose - len(removed)
         return _same_floor(found, n_units, removed)
 
@@ -147,8 +148,7 @@ def _of_alike(n_pose: int, n_units: int) -> Callable[..., dict[str, Any]]:
 
 def _same_floor(model: dict[str, Any], n_units: int, removed: Sequence[int]) -> dict[str, Any]:
     """The same least rate for each unit that stays."""
-    if model.get("minimum_rate_nats"):
-        model["minimum_rate_nats"] *= (n_units - len(removed)) / n_units
+    model["minimum_rate_nats"] *= (n_units - len(removed)) / n_units
     return model
 
 
@@ -161,7 +161,7 @@ def _of_rings(encoder: RingsEncoder, decoder: RingsDecoder) -> Places:
     fixed = dict.fromkeys(between, "model=rings draws flux and background by it")
 
     def settings(model: dict[str, Any] | None, removed: Sequence[int]) -> dict[str, Any]:
-        found = dict(model or {"name": "rings"})
+        found = with_defaults(model)
         found["latent_dim"] = n_units - len(removed)
         found["shape_units"] = n_shape - len(set(removed) & set(shape))
         return _same_floor(found, n_units, removed)

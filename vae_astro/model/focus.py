@@ -16,7 +16,7 @@ from vae_astro.errors import InputError
 from vae_astro.model.likelihoods import LIKELIHOODS, Likelihood
 from vae_astro.settings import build, check_number
 
-__all__ = ["FocusedLikelihood", "build_likelihood", "central_window"]
+__all__ = ["FocusedLikelihood", "build_likelihood", "central_window", "trains_a_density"]
 
 MOST_STAMPS = 4096
 EDGE = 0.5
@@ -73,6 +73,11 @@ class FocusedLikelihood(Likelihood):
         # a radius that is given stays so, whatever checkpoint weights are taken from
         window = central_window(size, radius or 0.5 * size)
         self.register_buffer("weight", window, persistent=radius is None)
+
+    @property
+    def trains_a_density(self) -> bool:
+        """Never: pixels outside the window count for less."""
+        return False
 
     @property
     def wants_stamps(self) -> bool:
@@ -150,6 +155,25 @@ def build_likelihood(
     if radius != "auto":
         radius = check_number("likelihood.focus_radius", radius, minimum=2)
     return FocusedLikelihood(inner, size, None if radius == "auto" else radius, normalizer)
+
+
+def trains_a_density(settings: Any) -> bool:
+    """`Likelihood.trains_a_density` of what `build_likelihood` makes of ``settings``, unbuilt.
+
+    Parameters
+    ----------
+    settings : mapping or anything
+        As `build_likelihood` takes them, or what was read from a file in their place.
+
+    Returns
+    -------
+    bool
+        False too where no likelihood is named.
+    """
+    if not isinstance(settings, Mapping):
+        return False
+    kind: Any = LIKELIHOODS.get(str(settings.get("name")))
+    return kind is not None and kind.is_density and settings.get("focus_radius") is None
 
 
 def _sky_noise(batch: Mapping[str, Tensor]) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,8 @@ from vae_astro.model.rings import RingsDecoder, RingsEncoder, RingSystem, fit_ri
 from vae_astro.model.symmetry import D4Encoder, GroupConv
 from vae_astro.settings import check_bool, check_choice, check_int, check_number
 
-__all__ = ["NETWORKS", "Network", "RingsNetwork", "conv", "linear", "mlp", "question", "rings"]
+__all__ = ["NETWORKS", "Network", "RingsNetwork", "conv", "linear", "mlp", "question", "rings",
+           "with_defaults"]  # fmt: skip
 
 
 MOST_UNITS = 65_536
@@ -340,6 +343,31 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "question": question,
     "rings": rings,
 }
+
+
+OF_THE_STAMPS = ("n_bands", "size", "normalizer")
+"""What a network gets from the stamps, and no user sets."""
+
+
+def with_defaults(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Settings of a network in full: as they are given, and else as the network has them.
+
+    Parameters
+    ----------
+    settings : mapping or None
+        ``name`` and keys of one of `NETWORKS`; None for the network that is taken where nobody
+        chose. With a name that is not known they are returned as they are, for `build` to refuse.
+    """
+    given = dict(settings or {"name": "conv"})
+    factory = NETWORKS.get(str(given.get("name")))
+    if factory is None:
+        return given
+    own = {
+        key: list(each.default) if isinstance(each.default, tuple) else each.default  # as in conf/
+        for key, each in inspect.signature(factory).parameters.items()
+        if key not in OF_THE_STAMPS
+    }
+    return own | given
 
 
 def _checked_widths(hidden: object) -> tuple[int, ...]:

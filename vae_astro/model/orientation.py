@@ -60,6 +60,11 @@ class OrientationMarginal(Likelihood):
         return self.given.started
 
     @property
+    def trains_a_density(self) -> bool:
+        """See `Likelihood`."""
+        return self.given.trains_a_density
+
+    @property
     def of_one_orientation(self) -> Likelihood:
         """The density that is averaged."""
         return self.given

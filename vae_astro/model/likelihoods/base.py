@@ -52,6 +52,13 @@ class Likelihood(nn.Module, ABC):
         """Raise `InputError` if pixels from ``low`` to ``high`` are not within `pixel_range`."""
 
     @property
+    def trains_a_density(self) -> bool:
+        """Whether `training_term` is the log-density of all good pixels, so that it compares with
+        a validation.
+        """
+        return self.is_density
+
+    @property
     def wants_stamps(self) -> bool:
         """Whether `prepare` looks at any."""
         return False

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 
 from vae_astro.data.datamodule import StampDataModule
-from vae_astro.model.focus import FocusedLikelihood
-from vae_astro.model.likelihoods import LIKELIHOODS
+from vae_astro.model.focus import trains_a_density
 from vae_astro.report import figures
 from vae_astro.report.callbacks import N_BESIDE, draw_panels
 from vae_astro.report.history import Curve, Run
@@ -116,7 +114,7 @@ def draw(
 def _curves(run: Run, model: Model | None) -> Picture | None:
     history = dict(run.history)
     rec, kl = (history.get(f"train/{name}") for name in ("reconstruction", "kl_nats"))
-    if rec is not None and kl is not None and _trains_a_density(run, model):
+    if rec is not None and kl is not None and _of_whole_stamps(run, model):
         # both are logged at the same steps, but a file may break off between them
         steps, of_rec, of_kl = np.intersect1d(rec.steps, kl.steps, return_indices=True)
         elbo = rec.values[of_rec] - kl.values[of_kl]
@@ -133,7 +131,7 @@ def _curves(run: Run, model: Model | None) -> Picture | None:
     if "train/elbo_nats" not in history:
         elbo = "ELBO of validation, KL of training and validation"
     caption = "The scale is that of what comes after the first tenth of the steps."
-    if rec is not None and not _trains_a_density(run, model):
+    if rec is not None and not _of_whole_stamps(run, model):
         caption += " What is trained on is no log-density of whole stamps, so it is not drawn."
     if factor != 1:
         caption += f" The KL weighs beta times likelihood.kl_weight = {factor:g} in the loss."
@@ -145,14 +143,11 @@ def _curves(run: Run, model: Model | None) -> Picture | None:
     )
 
 
-def _trains_a_density(run: Run, model: Model | None) -> bool:
-    """Whether the reconstruction that training logs is a log-density of whole stamps."""
+def _of_whole_stamps(run: Run, model: Model | None) -> bool:
+    """Whether the reconstruction that training logs compares with that of a validation."""
     if model is not None:
-        likelihood = model.vae.likelihood
-        return likelihood.is_density and not isinstance(likelihood, FocusedLikelihood)
-    given = held(run.config, "likelihood")
-    kind: Any = LIKELIHOODS.get(str(held(given, "name")))
-    return kind is not None and kind.is_density and held(given, "focus_radius") is None
+        return model.vae.likelihood.trains_a_density
+    return trains_a_density(held(run.config, "likelihood"))
 
 
 def kl_factor(run: Run, model: Model | None) -> float:
