@@ -145,3 +145,23 @@ def test_ztf_alerts_train_in_three_bands(tmp_path: Path, real_data: Path) -> Non
     )  # fmt: skip
     assert metrics["data"]["n_rejected"] == 0
     assert metrics["collapse"]["verdict"] != "full"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "verdicts"), [("question", {"full"}), ("question_repaired", {"none", "partial"})]
+)
+@pytest.mark.parametrize("reader", ["fits", "alerts"])
+def test_the_question_is_asked_of_stamps_of_ones_own(
+    tmp_path: Path, request: pytest.FixtureRequest, reader: str, experiment: str, verdicts: set[str]
+) -> None:
+    if reader == "fits":
+        root = simulate(tmp_path / "own", n_stamps=400, size=32, n_processes=1, progress=False)
+        (root / "simulation.json").unlink()  # stamps like any others
+    else:
+        root = request.getfixturevalue("real_data") / "ztf_alerts"
+    metrics = only(
+        train(tmp_path, f"experiment={experiment}", f"data={reader}", f"data.root={root}",
+              f"data.store_dir={tmp_path}", "trainer.max_epochs=12")
+    )  # fmt: skip
+    assert metrics["data"]["n_rejected"] == 0
+    assert metrics["collapse"]["verdict"] in verdicts
