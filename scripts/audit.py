@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from vae_astro.command.endings import past_hydra, run
 from vae_astro.command.files import file_to_write
 from vae_astro.command.help import register_help
+from vae_astro.command.typed import is_typed
 from vae_astro.folders import register_resolvers
 
 if TYPE_CHECKING:
@@ -74,8 +75,7 @@ def main(cfg: DictConfig) -> None:
 
 def _typed(key: str) -> bool:
     """Whether the user gave this key, or one below it."""
-    given = (each.lstrip("+~").split("=")[0] for each in HydraConfig.get().overrides.task)
-    return any(f"{each}.".startswith(f"{key}.") for each in given)
+    return is_typed(key, HydraConfig.get().overrides.task)
 
 
 def _found(key: str, name: object) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from vae_astro.checkpoint import (
 )
 from vae_astro.checkpoint_file.rebuild import made
 from vae_astro.collapse.monitor import rescues_in
+from vae_astro.command.typed import key_of, take_over
 from vae_astro.data.batches import share_of_batch
 from vae_astro.data.datamodule import DEFAULT_SIZE, LARGEST_SEED, StampDataModule
 from vae_astro.data.simulated import is_finished, settings_of
@@ -102,13 +102,12 @@ def run_settings(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     for group in ("collapse", "callbacks", "trainer"):
         resumed[group] = OmegaConf.merge(cfg[group], resumed.get(group, {}))
     for override in overrides:
-        key = re.sub(r"@.*", "", override.split("=")[0].lstrip("+~")).replace("/", ".")
+        key = key_of(override)
         if key == "experiment" or (key == "debug" and not cfg.plan):
             raise InputError(
                 f"{override} cannot be combined with resume=; give single values instead"
             )
-        if key != "debug":
-            OmegaConf.update(resumed, key, OmegaConf.select(cfg, key), merge=False)
+    take_over(resumed, cfg, (each for each in overrides if key_of(each) != "debug"))
     resumed.resume = cfg.resume
     for key in OF_ONE_CALL:
         resumed[key] = cfg[key]

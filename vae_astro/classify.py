@@ -32,6 +32,7 @@ from vae_astro.class_passes import (
 from vae_astro.collapse.refusal import refuse_collapsed
 from vae_astro.collapse.units import ACTIVE_VARIANCE
 from vae_astro.collapse.verdict import judge
+from vae_astro.command.typed import is_typed
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.embed import embed
 from vae_astro.errors import InputError
@@ -80,7 +81,7 @@ def classify(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> str 
         A mistake in the settings, the checkpoints, the stamps or the names.
     """
     overwrite = check_bool("overwrite", settings["overwrite"])
-    new_stamps = any(typed.lstrip("+~").startswith("data") for typed in overrides)
+    new_stamps = is_typed("data", overrides)
     if settings["classes"] is not None and (new_stamps or settings["names"] is None):
         return _assign(settings, overrides, overwrite)
     if settings["names"] is not None:

@@ -28,6 +28,7 @@ import vae_astro
 from vae_astro.catalogue import IDENTITY, LATENT, SCORES, free_path, schema_of
 from vae_astro.catalogue.writer import CatalogueWriter
 from vae_astro.checkpoint import find_checkpoint, load_checkpoint
+from vae_astro.command.typed import key_of
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.data.one_pass import Pass
 from vae_astro.errors import InputError
@@ -162,7 +163,7 @@ def data_settings(
     InputError
         A normalisation or size is typed that is not the checkpoint's.
     """
-    typed = {override.split("=")[0].lstrip("+~") for override in overrides}
+    typed = {key_of(override) for override in overrides}
     keys = [key.removeprefix("data.") for key in typed if key.startswith("data.")]
     run = checkpoint["vae_astro"]["settings"]
     if "data" in typed or run is None:

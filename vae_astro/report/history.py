@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
 from yaml import YAMLError
 
+from vae_astro.command.typed import key_of, take_over
 from vae_astro.errors import InputError
 from vae_astro.folders import run_folder_of
 
@@ -156,11 +157,9 @@ def _settings(folder: Path, damaged: list[str]) -> tuple[dict[str, Any], list[st
             if not (record / "config.yaml").is_file():
                 continue
             now, typed = _composed(record, folder)
-            for override in typed:  # as `run.run_settings` takes them over
-                key = re.sub(r"@.*", "", override.split("=")[0].lstrip("+~")).replace("/", ".")
-                if key != "resume":
-                    OmegaConf.update(settings, key, OmegaConf.select(now, key), merge=False)
-                    overrides.append(override)
+            typed = [override for override in typed if key_of(override) != "resume"]
+            take_over(settings, now, typed)  # as the resumed run did
+            overrides += typed
         plain = OmegaConf.to_container(settings, resolve=True)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         damaged.append(f".hydra cannot be read: {' '.join(str(error).split())}")

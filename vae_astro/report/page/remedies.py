@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vae_astro.command.typed import key_of
 from vae_astro.objective.beta import final_beta, lowered
 from vae_astro.report.history import Run
 from vae_astro.report.page.facts import why_useless
@@ -50,11 +51,6 @@ def remedies(run: Run) -> list[tuple[str, list[str]]]:
     found.append(("This run again, which changes its settings itself when its code collapses",
                   ["train.py", *rescued]))  # fmt: skip
     return found
-
-
-def key_of(word: str) -> str:
-    """What is set: ``beta.end`` of ``beta.end=0.1``, of ``+beta.end=0.1`` and ``~beta.end``."""
-    return word.lstrip("+~").partition("=")[0]
 
 
 def _with(run: Run, typed: Sequence[str], settings: Sequence[str]) -> list[str]:
