@@ -10,7 +10,9 @@ import torch
 
 from vae_astro.collapse import spectrum as module
 from vae_astro.collapse.spectrum import measure_spectrum
+from vae_astro.data.normalize import Normalizer
 from vae_astro.errors import InputError
+from vae_astro.model.focus import FocusedLikelihood, central_window
 from vae_astro.model.likelihoods import (
     Bernoulli,
     FixedGaussian,
@@ -349,6 +351,41 @@ def test_a_band_that_says_nothing_is_left_out(stamps, likelihood, observed, sile
             getattr(found, name), getattr(alone, name), rtol=1e-4, atol=1e-4, err_msg=name
         )
     assert found.n_pixels == alone.n_pixels + 36 * observed
+
+
+def focused(likelihood, radius: float = 4.0):
+    return FocusedLikelihood(likelihood, 16, radius, Normalizer())
+
+
+@pytest.fixture
+def field() -> torch.Tensor:
+    """500 stamps of 16x16 whose noise grows from row to row, one direction in them."""
+    rng = torch.Generator().manual_seed(4)
+    noise = torch.randn(500, 1, 16, 16, generator=rng) * torch.linspace(1, 3, 16)[:, None]
+    return noise + 3 * torch.randn(500, 1, 1, 1, generator=rng) * central_window(16, 3.0)
+
+
+def test_a_window_takes_nothing_from_a_width_that_is_given(field) -> None:
+    """Pixels count by their weight: those outside are none, those at the edge are half ones."""
+    window = central_window(16, 4.0)
+    mask = torch.ones_like(field, dtype=torch.bool)
+    mask[:100, ..., :8] = False
+    found = measure_spectrum([batch_of(field, mask)], focused(FixedGaussian(std=0.7)))
+    assert found.decoder_variance == pytest.approx([0.49])
+    assert found.fitting_variance == pytest.approx([float(window.sum())])
+    assert found.n_pixels == int((window > 0).sum())
+
+
+@pytest.mark.parametrize("inner", [SharedGaussian, NoiseGaussian])
+def test_a_width_that_is_learned_in_a_window_is_that_of_its_pixels(field, inner) -> None:
+    window = central_window(16, 4.0)
+    found = measure_spectrum([batch_of(field)], focused(inner(n_bands=1)))
+    weighted = (field.var(0, correction=0) * window).sum() / window.sum()
+    assert found.decoder_variance == pytest.approx([float(weighted)], rel=1e-4)
+    assert found.variance == pytest.approx(found.fitting_variance)
+    assert found.variance == pytest.approx([float(window.sum())])
+    leading = found.eigenvalues[0] * found.decoder_variance[0]
+    assert leading == pytest.approx(covariance_eigenvalues(field * window.sqrt())[0], rel=1e-4)
 
 
 def test_64_eigenvalues_are_measured_unless_asked_otherwise() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -395,13 +396,27 @@ def test_a_lower_beta_is_half_of_what_keeps_half_of_the_units() -> None:
     of = foreseen(spectrum, 3, 40.0)
     room = of.largest_beta(2)  # half of three, rounded up
     change = explain(judged_as(0.0, 0.0, 0.0), of, None, RUN).change
-    lower = f"beta.end={room / 2:.2g}"
+    lower = f"beta.end={math.floor(10 * room / 2) / 10}"
+    assert 1 < room / 2 < 10
     assert change == Change(f"a lower final beta, {lower}", "settings", (lower,))
 
 
-def test_a_beta_for_people_has_two_digits_or_one_rounded_down() -> None:
-    told = [_round_down(value) for value in (12.34, 0.0567, 1e-3, 0.00097, 4.9e-7)]
-    assert told == ["12", "0.057", "0.001", "9e-04", "4e-07"]
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (12.34, "12"),
+        (0.0567, "0.056"),
+        (3.999, "3.9"),
+        (999.9, "9.9e+02"),
+        (1e-3, "0.001"),
+        (0.29, "0.29"),  # stored as a little less
+        (0.000979, "0.00097"),
+        (4.99e-7, "4.9e-07"),
+    ],
+)
+def test_a_beta_for_people_has_two_digits_and_is_never_larger(value: float, told: str) -> None:
+    assert _round_down(value) == told
+    assert float(told) <= value
 
 
 # -- limits --------------------------------------------------------------------------------------

@@ -67,6 +67,20 @@ def test_what_names_no_likelihood_trains_no_density(unknown: object) -> None:
     assert not trains_a_density(unknown)
 
 
+@pytest.mark.parametrize("radius", [8.0, None])
+@pytest.mark.parametrize("name", ["gaussian", "sigma", "noise", "student_t", "bernoulli"])
+def test_weight_of_a_pixel_is_how_much_of_its_density_is_trained_on(name, radius) -> None:
+    likelihood = focused(name, radius)
+    image, output, mask, noise = stamps()
+    image = image.sigmoid()
+    output.requires_grad_()
+    trained, whole = (
+        torch.autograd.grad(term(image, output, mask, noise).sum(), output)[0]
+        for term in (likelihood.training_term, likelihood.log_density)
+    )
+    torch.testing.assert_close(trained, likelihood.pixel_weight * whole)
+
+
 def test_a_window_of_one_everywhere_is_no_window() -> None:
     likelihood, plain = focused(radius=1000.0), focused(radius=None)
     args = stamps()

@@ -10,7 +10,7 @@ import torch
 
 from vae_astro.data.normalize import Normalizer
 from vae_astro.errors import InputError
-from vae_astro.model.focus import FocusedLikelihood
+from vae_astro.model.focus import FocusedLikelihood, central_window
 from vae_astro.model.likelihoods import LIKELIHOODS, FixedGaussian, SharedGaussian
 from vae_astro.model.orientation import OrientationMarginal
 from vae_astro.model.symmetry import N_TURNS, turned
@@ -165,4 +165,5 @@ def test_a_central_window_weighs_the_training_term_of_every_turn() -> None:
     expected = torch.stack(turns).logsumexp(0) - math.log(N_TURNS)
     weighted = marginal.training_term(image, output, mask, noise)
     torch.testing.assert_close(weighted, expected)
+    torch.testing.assert_close(marginal.pixel_weight, central_window(7, 2.0))
     assert (weighted - marginal.log_density(image, output, mask, noise)).abs().min() > 1

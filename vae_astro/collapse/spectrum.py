@@ -64,7 +64,8 @@ class Spectrum:
     variance : ndarray, shape (C,), float64
         Trace of the whitened covariance in each band, all directions.
     fitting_variance : ndarray, shape (C,), float64
-        The trace that fits the decoder variance: the number of pixels of the band, for a Gaussian.
+        The trace that fits the decoder variance: the number of pixels of the band for a Gaussian,
+        each by its weight in training.
     decoder_variance : ndarray, shape (C,), float64
         Variance of a pixel of each band given the collapsed picture, squared units of the decoder's
         output: what the loss takes (``likelihood.std ** 2``), or what is learned at collapse.
@@ -155,9 +156,11 @@ def measure_spectrum(
     if not bool(told.all()):  # the scale of a band that says nothing is not known either
         columns, bands = columns[:, told[bands]], (told.cumsum(0) - 1)[bands[told[bands]]]
         total = total[told]
-    n_good = stamps.mask.sum((0, 2, 3))[told] / len(stamps.mask)
+    # a pixel that training weighs by a half bends half as much, and is half a pixel
+    weight = likelihood.pixel_weight.to(stamps.image.device).expand_as(curvature).double()
+    n_good = (stamps.mask.sum(0) * weight).sum((1, 2))[told].float() / len(stamps.mask)
     decoder_variance = n_good / curvature.sum((1, 2))[told].double()
-    fitting = bands.bincount().double() if convex else total
+    fitting = bands.bincount(weight[observed & told[:, None, None]]) if convex else total
     if likelihood.learns_scale:
         # its scale was found from the first stamps: make it that of all
         misfit = total / fitting
@@ -249,19 +252,20 @@ def _whiten(
 
     Where noise differs from stamp to stamp, each is whitened by its own. A density without a
     curvature of its own in every pixel (Student's t: negative beyond the shoulder) is whitened
-    by the mean.
+    by the mean. Pixels that training gives no weight have none to show.
     """
     curvature, convex = torch.zeros_like(location), True
+    counts = likelihood.pixel_weight.to(location.device) > 0
     for part in stamps.chunks():
         _, bend = _derivatives(likelihood, part, location)
         curvature += bend.sum(0)
-        convex = convex and bool((bend > 0).logical_or(~part.mask).all())
+        convex = convex and bool((bend > 0).logical_or(~(part.mask & counts)).all())
     curvature = (curvature / len(stamps.image)).clamp(min=0)
     # only now is it known how all of them are whitened
     for part in stamps.chunks():
         score, bend = _derivatives(likelihood, part, location)
         # the stamps are not needed any more, and their memory is
-        part.image.copy_(score / bend.where(part.mask, 1).sqrt() if convex else score)
+        part.image.copy_(score / bend.where(part.mask & counts, 1).sqrt() if convex else score)
     if convex:
         weight = (len(stamps.image) / stamps.mask.sum(0).clamp(min=1)).sqrt()
     else:

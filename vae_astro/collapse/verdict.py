@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import ROUND_FLOOR, Context
 from typing import Any, Literal
 
 import numpy as np
@@ -322,6 +323,7 @@ def _too_heavy(foreseen: Forecast, run: Circumstances) -> tuple[str, Change]:
 
 
 def _round_down(value: float) -> str:
-    """One digit, for people."""
-    digit = 10.0 ** np.floor(np.log10(value))
-    return f"{np.floor(value / digit) * digit:.0e}" if value < 1e-3 else f"{value:.2g}"
+    """Two digits, for people; never more than ``value``."""
+    # of its shortest decimal form: 0.29 is stored as a little less, and stays 0.29
+    digits = Context(prec=2, rounding=ROUND_FLOOR).create_decimal(repr(float(value)))
+    return f"{float(digits):.2g}"

@@ -100,6 +100,11 @@ class FocusedLikelihood(Likelihood):
         """See `Likelihood`."""
         return self.inner.started
 
+    @property
+    def pixel_weight(self) -> Tensor:
+        """See `Likelihood`; the window, shape (H, W)."""
+        return self.weight
+
     def log_prob(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """Of all good pixels, unweighted."""
         return self.inner.log_prob(image, output, mask, noise)

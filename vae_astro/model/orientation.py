@@ -70,6 +70,11 @@ class OrientationMarginal(Likelihood):
         return self.given
 
     @property
+    def pixel_weight(self) -> Tensor:
+        """See `Likelihood`; the same from all sides."""
+        return self.given.pixel_weight
+
+    @property
     def wants_stamps(self) -> bool:
         """See `Likelihood`."""
         return self.given.wants_stamps

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["Likelihood", "sum_good"]
@@ -43,6 +44,11 @@ class Likelihood(nn.Module, ABC):
         not wait for it. Whether the pixels are in range is for the caller to check.
         """
         return self.log_density(image, output, mask, noise)
+
+    @property
+    def pixel_weight(self) -> Tensor:
+        """Weight of each pixel in `training_term`, to be broadcast to (C, H, W); here 1."""
+        return torch.ones(())
 
     def log_density(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """`log_prob` of pixels that are known to be in range."""
