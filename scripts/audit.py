@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from vae_astro.command.endings import past_hydra, run
-from vae_astro.command.files import file_to_write
+from vae_astro.command.files import file_to_write, write_whole
 from vae_astro.command.help import register_help
 from vae_astro.command.typed import is_typed
 from vae_astro.folders import register_resolvers
@@ -70,7 +70,7 @@ def main(cfg: DictConfig) -> None:
     report = audit(model, stamps, loss=loss)
     print(report)
     if out is not None:
-        out.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+        write_whole(out, json.dumps(report.as_dict(), indent=2) + "\n")
 
 
 def _typed(key: str) -> bool:

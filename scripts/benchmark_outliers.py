@@ -76,9 +76,9 @@ def methods(signs, images: np.ndarray) -> dict[str, Callable]:
 
 def measure(cfg: DictConfig) -> list[dict]:
     import torch
+    from benchmarks.oddities import ODDITIES, plant_on
 
     from vae_astro.checkpoint import find_checkpoint
-    from vae_astro.data.oddities import ODDITIES, plant_on
     from vae_astro.data.sky_model import draw_stamp
     from vae_astro.errors import InputError
     from vae_astro.vae import VAE

@@ -10,7 +10,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_astro.command.endings import past_hydra, run
-from vae_astro.command.files import file_to_write
+from vae_astro.command.files import file_to_write, whole, write_whole
 from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
@@ -63,12 +63,15 @@ def main(cfg: DictConfig) -> None:
     print(f"read and measured in {time.perf_counter() - began:.1f} s")
     print(forecast_table(foreseen, model=settings["model"]["name"]))
     if out is not None:
-        out.write_text(json.dumps(foreseen.as_dict(), indent=2) + "\n")
+        write_whole(out, json.dumps(foreseen.as_dict(), indent=2) + "\n")
         print(f"written: {out}")
     if figure is not None:
         end, lowest = foreseen.end, foreseen.lowest.threshold
         other = lowest if 0 < lowest < 0.9 * end.threshold else None
-        spectrum(end.eigenvalues, end.threshold, end.latent_dim, other).savefig(figure, dpi=150)
+        with whole(figure) as partial:
+            spectrum(end.eigenvalues, end.threshold, end.latent_dim, other).savefig(
+                partial, dpi=150
+            )
         print(f"drawn: {cfg.figure}")
 
 

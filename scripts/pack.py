@@ -17,6 +17,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_astro.command.endings import past_hydra, run
+from vae_astro.command.files import whole
 from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
@@ -159,7 +160,8 @@ def _write_table(table: Any, file: str) -> None:
     if suffix not in writers:
         raise InputError(f"catalogue={file} must end in {', '.join(writers)}")
     try:
-        writers[suffix](table, Path(file).expanduser())
+        with whole(Path(file).expanduser()) as partial:
+            writers[suffix](table, partial)
     except OSError as error:
         raise InputError(f"catalogue={file} cannot be written: {error}") from error
     print(f"{table.num_rows} rows in {file}")

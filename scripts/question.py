@@ -21,6 +21,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_astro.command import endings
+from vae_astro.command.files import whole, write_whole
 from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
@@ -153,7 +154,7 @@ def finished(run: Run, settings: dict[str, Any], folder: Path) -> Outcome:
         if known["overrides"] == list(run.overrides):
             return Outcome(**known)
     outcome = trained(run, settings)
-    kept.write_text(json.dumps(asdict(outcome), indent=1) + "\n", "utf-8")
+    write_whole(kept, json.dumps(asdict(outcome), indent=1) + "\n")
     print(
         f"{run.name}: {outcome.verdict}, KL {outcome.kl_nats:.3g}, {outcome.seconds:.0f} s",
         flush=True,
@@ -239,13 +240,14 @@ def class_map(data: str, size: Size, root: tuple[str, ...], folder: Path) -> Cla
         vae, _ = fitted(settings)
         datamodule = stamps(settings)
         batches = list(datamodule.in_order(np.arange(len(datamodule.store))))
-        np.savez(
-            kept,
-            overrides=overrides,
-            codes=score_stamps(vae, batches).mean.astype(np.float64),
-            images=np.concatenate([batch["image"][:, 0].numpy() for batch in batches]),
-            labels=datamodule.labels.astype(str),
-        )
+        with whole(kept) as partial:
+            np.savez(
+                partial,
+                overrides=overrides,
+                codes=score_stamps(vae, batches).mean.astype(np.float64),
+                images=np.concatenate([batch["image"][:, 0].numpy() for batch in batches]),
+                labels=datamodule.labels.astype(str),
+            )
         print(f"{run.name}: done")
     known = np.load(kept)
     return ClassMap(known["codes"], known["images"], find_classes(known["codes"]), known["labels"])
@@ -261,12 +263,17 @@ def save(answer: Answer, out: Path, maps: dict[str, ClassMap] | None = None) -> 
 
     images = out / "images"
     images.mkdir(parents=True, exist_ok=True)
-    figures.draw_paths(answer).savefig(images / "question_repairs.png", dpi=110)
-    figures.draw_weights(answer).savefig(images / "question_weights.png", dpi=110)
+    drawn = {
+        "question_repairs.png": (figures.draw_paths(answer), 110),
+        "question_weights.png": (figures.draw_weights(answer), 110),
+    }
     for data, found in (maps or {}).items():
-        figures.draw_classes(found, data).savefig(images / f"question_classes_{data}.png", dpi=75)
-    (out / "the-question.json").write_text(json.dumps(asdict(answer), indent=1) + "\n", "utf-8")
-    (out / "the-question.md").write_text(page(answer), "utf-8")
+        drawn[f"question_classes_{data}.png"] = (figures.draw_classes(found, data), 75)
+    for name, (figure, dpi) in drawn.items():
+        with whole(images / name) as partial:
+            figure.savefig(partial, dpi=dpi)
+    write_whole(out / "the-question.json", json.dumps(asdict(answer), indent=1) + "\n")
+    write_whole(out / "the-question.md", page(answer))
     print(out / "the-question.md")
 
 

@@ -14,6 +14,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_astro.command import endings
+from vae_astro.command.files import whole, write_whole
 from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
@@ -154,7 +155,7 @@ def write(cfg: DictConfig) -> None:
     figure = page.parent / "images" / "remedies.png"
     figure.parent.mkdir(parents=True, exist_ok=True)
     draw(bases, outcomes, figure)
-    page.write_text(text_of(bases, outcomes, size, f"images/{figure.name}"), "utf-8")
+    write_whole(page, text_of(bases, outcomes, size, f"images/{figure.name}"))
     print(f"{page} and {figure}")
 
 
@@ -347,7 +348,8 @@ def draw(bases: list[Outcome], outcomes: list[Outcome], path: Path) -> None:
         axis.set(title=title, xlabel="optimiser step", yscale="symlog")
         axis.legend(fontsize=8)
     axes[0].set_ylabel("validation KL [nat per stamp]")
-    figure.savefig(path, dpi=120)
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=120)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from web_server import Answer, WebServer, serve
 
+from vae_astro.stopping import SIGNALS
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "download.py"
 STAMPS = bytes(range(256)) * 4000
 
@@ -58,7 +60,10 @@ def test_what_fails_is_listed_and_the_exit_status_is_1(server: WebServer, tmp_pa
     assert "0 of 2 files downloaded to sky, 0 there already, 2 failed" in done.stdout
 
 
-def test_an_interruption_is_gone_on_with(server: WebServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_an_interruption_is_gone_on_with(
+    number: signal.Signals, server: WebServer, tmp_path: Path
+) -> None:
     server.answers["/a.fits"] = [Answer(stall_after=300_000)]
     running = subprocess.Popen(
         command("urls=urls.txt", "out=sky"), cwd=tmp_path, stderr=subprocess.PIPE, text=True
@@ -66,9 +71,9 @@ def test_an_interruption_is_gone_on_with(server: WebServer, tmp_path: Path) -> N
     part, end = tmp_path / "sky" / "a.fits.part", time.monotonic() + 40
     while not (part.exists() and part.stat().st_size == 300_000) and time.monotonic() < end:
         time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     _, shown = running.communicate(timeout=20)
-    assert running.returncode == 130
+    assert running.returncode == 128 + number
     assert "stopped; run the same command again" in shown
     assert "Traceback" not in shown
     assert part.stat().st_size == 300_000

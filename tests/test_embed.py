@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from vae_astro.embed import data_settings, embed, quick_batch, refuse_other_stam
 from vae_astro.errors import InputError
 from vae_astro.evaluate.scores import score_stamps
 from vae_astro.folders import register_resolvers
+from vae_astro.stopping import Stopped, exit_status, forget, heeded
 from vae_astro.training import Pace, fit
 
 ROOT = Path(__file__).parents[1]
@@ -325,8 +327,14 @@ def test_a_store_of_another_size_is_refused(sky: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
 )
+@pytest.mark.parametrize("by_command", [False, True], ids=["library", "command"])
 def test_a_stopped_pass_leaves_the_earlier_catalogue_and_nothing_else(
-    number: int, status: int, run: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int,
+    status: int,
+    by_command: bool,
+    run: Embed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "a.parquet").write_text("of value")
     step = VAE.predict_step
@@ -338,12 +346,14 @@ def test_a_stopped_pass_leaves_the_earlier_catalogue_and_nothing_else(
 
     monkeypatch.setattr(VAE, "predict_step", stopped_in_the_third)
     before = signal.getsignal(signal.SIGINT)
+    forget()
     try:
-        with pytest.raises(SystemExit) as stopped:
+        with heeded(str) if by_command else nullcontext(), pytest.raises(Stopped):
             run("batch_size=7", "overwrite=true")
     finally:
         signal.signal(signal.SIGINT, before)
-    assert stopped.value.code == status
+    assert exit_status() == status
+    forget()
     assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
     assert (tmp_path / "a.parquet").read_text() == "of value"
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning import LightningModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from vae_astro import progress
 from vae_astro.progress import Sparse, can_draw, duration, in_words, progress_of
-from vae_astro.report.callbacks import ProgressLines
+from vae_astro.report.callbacks import ProgressBar, ProgressLines
 
 
 class Terminal(io.StringIO):
@@ -77,19 +80,80 @@ def test_words() -> None:
 def test_training_says_its_epoch_and_values(clock: Any, capsys: pytest.CaptureFixture) -> None:
     lines = ProgressLines()
     trainer: Any = SimpleNamespace(
-        max_epochs=4, num_training_batches=25, global_step=0, current_epoch=1, loggers=[],
+        max_epochs=4, estimated_stepping_batches=100, global_step=0, current_epoch=1, loggers=[],
         progress_bar_metrics={"val/elbo_nats": torch.tensor(-5.5)},
     )  # fmt: skip
     lines._trainer = trainer
     lines.on_train_start(trainer, torch.nn.Module())
     for _ in range(40):
         clock.s += 1
+        trainer.global_step += 1
         lines.on_train_batch_end(trainer, torch.nn.Module(), None, None, 0)
     said = capsys.readouterr().err.splitlines()
     assert said == [
         "training: 30 of 100 (30 %), 1 step/s, 70 s left",
         "  epoch 2 of 4, val/elbo_nats -5.5",
     ]
+
+
+class OneNumber(LightningModule):
+    """Something to train that costs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch: Any) -> torch.Tensor:
+        return (self.number - batch[0]).square().sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trained_with(bar: Any, **options: Any) -> Trainer:
+    """Two epochs of ten batches, four of them to a step: two steps, and one of the two left."""
+    loader = DataLoader(TensorDataset(torch.zeros(10, 1)), batch_size=1)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
+        accumulate_grad_batches=4, callbacks=[bar], **{"max_epochs": 2, **options},
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few batches and no workers
+        trainer.fit(OneNumber(), loader)
+    return trainer
+
+
+@pytest.mark.parametrize(("options", "n_steps"), [({}, 6), ({"max_steps": 4}, 4)])
+def test_lines_count_optimiser_steps_and_not_batches(
+    options: dict[str, int], n_steps: int, clock: Any, capsys: pytest.CaptureFixture
+) -> None:
+    class Slow(ProgressLines):
+        def on_train_batch_end(self, *given: Any) -> None:
+            clock.s += 31
+            super().on_train_batch_end(*given)
+
+    trainer = trained_with(Slow(), **options)
+    assert trainer.global_step == n_steps
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training")]
+    done = [int(line.split()[1]) for line in said]
+    assert said[-1].startswith(f"training: {n_steps} of {n_steps} (100 %)")
+    assert done[:10] == [0, 0, 0, 1, 1, 1, 1, 2, 2, 3]
+
+
+def test_the_bar_counts_optimiser_steps_and_not_batches(capsys: pytest.CaptureFixture) -> None:
+    class Watched(ProgressBar):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[tuple[int, int]] = []
+
+        def on_train_batch_end(self, *given: Any) -> None:
+            super().on_train_batch_end(*given)
+            self.seen.append((self.train_progress_bar.n, self.train_progress_bar.total))
+
+    bar = Watched()
+    trained_with(bar)
+    assert bar.seen == [(n, 3) for n in 2 * (0, 0, 0, 1, 1, 1, 1, 2, 2, 3)]
+    assert "step/s" in capsys.readouterr().out
 
 
 def test_one_process_of_many_speaks(clock: Any, capsys: pytest.CaptureFixture) -> None:

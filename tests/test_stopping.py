@@ -25,16 +25,16 @@ LONGEST_S = 6.0
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_raises_and_gives_the_exit_status(number: signal.Signals, tmp_path: Path) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(Stopped), heeded(tmp_path):
+    with pytest.raises(Stopped), heeded(str):
         signal.raise_signal(number)
     assert exit_status() == 128 + number
     assert signal.getsignal(number) is before
-    with heeded(tmp_path):
+    with heeded(str):
         raise_if_told()  # forgotten
 
 
 def test_a_signal_that_was_only_noted_is_acted_on_later(tmp_path: Path) -> None:
-    with heeded(tmp_path):
+    with heeded(str):
         stopping.note(signal.SIGTERM)
         with pytest.raises(Stopped):
             raise_if_told()
@@ -45,7 +45,7 @@ def test_what_a_destructor_swallows_is_raised_again(tmp_path: Path) -> None:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGTERM)
 
-    with heeded(tmp_path):
+    with heeded(str):
         made = [Interrupted()]
         with pytest.raises(Stopped):  # noqa: PT012  # it comes a moment later
             made.clear()
@@ -63,8 +63,8 @@ def test_last_words_say_how_to_go_on_where_that_is_possible(tmp_path: Path) -> N
 SECOND = """
 import os, signal, sys
 from pathlib import Path
-from vae_astro.stopping import heeded
-with heeded(Path("run")):
+from vae_astro.stopping import heeded, last_words
+with heeded(lambda: last_words(Path("run"))):
     try:
         os.kill(os.getpid(), signal.SIGTERM)
     except KeyboardInterrupt:
@@ -74,8 +74,8 @@ with heeded(Path("run")):
 FORKED = """
 import os, signal, sys, time
 from pathlib import Path
-from vae_astro.stopping import heeded
-with heeded(Path("run")):
+from vae_astro.stopping import heeded, last_words
+with heeded(lambda: last_words(Path("run"))):
     is_ready, ready = os.pipe()
     child = os.fork()
     if not child:

@@ -33,6 +33,7 @@ from vae_astro.collapse.refusal import refuse_collapsed
 from vae_astro.collapse.units import ACTIVE_VARIANCE
 from vae_astro.collapse.verdict import judge
 from vae_astro.command.typed import is_typed
+from vae_astro.command.files import whole, write_whole
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.embed import embed
 from vae_astro.errors import InputError
@@ -145,9 +146,10 @@ def _find(settings: Mapping[str, Any], overrides: Sequence[str], overwrite: bool
     model.save(out / CLUSTERS)
     write_names(out / NAMES, model.digest, consensus.classes, labels)
     if curve is not None:
-        curve_figure(curve, curve.best(search.criterion), search.criterion).savefig(
-            out / "n_classes.png", dpi=130
-        )
+        with whole(out / "n_classes.png") as partial:
+            curve_figure(curve, curve.best(search.criterion), search.criterion).savefig(
+                partial, dpi=130
+            )
     found = {
         "version": vae_astro.__version__,
         "clustering": model.digest,
@@ -163,7 +165,7 @@ def _find(settings: Mapping[str, Any], overrides: Sequence[str], overwrite: bool
         "labels": None if labels is None else labels.as_dict(),
         "codes": None if read is None else read.as_dict(),
     }
-    (out / FOUND).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", "utf-8")
+    write_whole(out / FOUND, json.dumps(found, indent=1, allow_nan=False) + "\n")
     # last: what was found is whole whatever becomes of its pictures
     if n_gallery:
         titles = [

@@ -9,7 +9,6 @@ import logging
 import math
 import re
 import signal
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from vae_astro.errors import InputError
 from vae_astro.hardware import Setup, take
 from vae_astro.processes import join, open_together
 from vae_astro.settings import check_bool, check_int
+from vae_astro.stopping import Stopped, note
 from vae_astro.training import new_trainer, progress_bar
 from vae_astro.vae import VAE
 
@@ -95,8 +95,8 @@ def embed(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Embedde
     InputError
         A mistake in the settings, the checkpoint or the stamps, before the pass begins where
         possible; a disk that is full.
-    SystemExit
-        It was told to stop. Nothing is left of the catalogue then.
+    Stopped
+        By a signal. Nothing is left of the catalogue then.
     """
     out = free_path(settings["out"], settings["overwrite"])
     with_scores = check_bool("scores", settings["scores"])
@@ -277,6 +277,7 @@ def _predict(trainer: Trainer, vae: VAE, datamodule: StampDataModule) -> None:
     except MisconfigurationException as error:
         raise InputError(f"the trainer refuses: {' '.join(str(error).split())}") from error
     except SIGTERMException:
-        sys.exit(128 + signal.SIGTERM)
-    except SystemExit:  # what Lightning makes of Ctrl-C
-        sys.exit(128 + signal.SIGINT)
+        note(signal.SIGTERM)
+        raise Stopped from None
+    except SystemExit:  # what Lightning makes of Ctrl-C, and of any other signal that is heeded
+        raise Stopped from None

@@ -29,6 +29,7 @@ from vae_astro.catalogue import (
 from vae_astro.checkpoint import find_checkpoint, load_checkpoint
 from vae_astro.collapse.refusal import refuse_collapsed
 from vae_astro.collapse.verdict import judge
+from vae_astro.command.files import whole
 from vae_astro.data.batches import Batch
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.data.one_pass import SPLITS
@@ -157,7 +158,8 @@ def outliers(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Rank
     write_catalogue(out, schema, tables, overwrite=overwrite)
     if figure is not None:
         shown = order[:n_shown]
-        draw_odd_stamps(vae, stamps, rows[shown], p_value[shown]).savefig(figure, dpi=110)
+        with whole(figure) as partial:
+            draw_odd_stamps(vae, stamps, rows[shown], p_value[shown]).savefig(partial, dpi=110)
     below = int((p_value < 0.01).sum())
     return Ranked(out, len(rows), calibration.n_stamps, below, calibration.smallest_p_value)
 

@@ -67,7 +67,7 @@ def train_command(cfg: DictConfig) -> float:
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        with warnings.catch_warnings(), heeded(run_dir):
+        with warnings.catch_warnings(), heeded(lambda: last_words(run_dir)):
             quieten()
             file_handlers_that_give_up()
             settings = run_settings(cfg, HydraConfig.get().overrides.task)

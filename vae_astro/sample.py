@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from astropy.io import fits
 import vae_astro
 from vae_astro.catalogue import free_path
 from vae_astro.checkpoint import find_checkpoint
+from vae_astro.command.files import whole
 from vae_astro.data.datamodule import LARGEST_SEED
 from vae_astro.errors import InputError
 from vae_astro.report.figures import stamp_sheet
@@ -59,14 +58,11 @@ def sample(settings: Mapping[str, Any]) -> str:
             f"{MOST_DRAWN}; draw fewer, or give out=FILE.fits"
         )
     drawn = vae.sample(n, seed)
-    beside = out.with_name(f".{out.stem}.partial-{secrets.token_hex(4)}{out.suffix}")
     try:
-        _write(drawn, beside, vae, path, seed)
-        os.replace(beside, out)
+        with whole(out) as partial:
+            _write(drawn, partial, vae, path, seed)
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
     size = "x".join(map(str, drawn.shape[1:]))
     return f"{n} stamps of {size} (bands, rows, columns) drawn from the prior\nwritten: {out}"
 

@@ -1,8 +1,8 @@
 """What stops a run from outside: Ctrl-C, a scheduler's SIGTERM, SLURM's ``--signal=USR1``.
 
 Light: imported before anything heavy. Training has its own way to stop, at the end of a step
-(`vae_astro.checkpoint.LastCheckpoint`); everywhere else the signal raises, and what is under way is
-left as it is: files appear whole or not at all.
+(`vae_astro.checkpoint.LastCheckpoint`); everywhere else, in every command, the signal raises, and
+what is under way is left as it is: files appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-__all__ = ["SIGNALS", "Stopped", "exit_status", "forget", "heeded", "last_words", "leave", "note",
-           "raise_if_told"]  # fmt: skip
+__all__ = ["SIGNALS", "Stopped", "exit_status", "forget", "heeded", "is_told", "last_words",
+           "leave", "leave_to_parent", "note", "raise_if_told", "servants"]  # fmt: skip
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -49,9 +49,14 @@ def forget() -> None:
     _told = None
 
 
+def is_told() -> bool:
+    """Whether a signal has come."""
+    return _told is not None
+
+
 def raise_if_told() -> None:
     """Raise `Stopped` where a signal has come and nobody has acted on it yet."""
-    if _told is not None:
+    if is_told():
         raise Stopped
 
 
@@ -73,14 +78,37 @@ def leave(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
+def leave_to_parent() -> None:
+    """Let the parent alone answer what a terminal or a scheduler sends to all processes at once.
+
+    SIGTERM still ends this one: that is how a pool gets rid of its processes.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
-def heeded(run_dir: Path) -> Iterator[None]:
+def servants() -> Iterator[None]:
+    """What multiprocessing starts within, to fork from or to tidy up, does not die of SIGUSR1.
+
+    It takes care itself of Ctrl-C and SIGTERM. A scheduler sends its signal to every process, and
+    would take them away before this one has ended.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def heeded(words: Callable[[], str]) -> Iterator[None]:
     """Signals raise `Stopped`; a Ctrl-C after that ends the process at once.
 
     Parameters
     ----------
-    run_dir : Path
-        Named in the last words of a process that is ended at once.
+    words : callable
+        The last ones of a process that is ended at once.
     """
     global _told
     _told = None
@@ -98,7 +126,7 @@ def heeded(run_dir: Path) -> Iterator[None]:
                 return  # schedulers repeat themselves: what tidies up may do so
             for child in active_children():
                 child.kill()
-            say(last_words(run_dir))
+            say(words())
             os._exit(exit_status())
         note(number)
         raise Stopped

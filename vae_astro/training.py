@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from vae_astro.progress import can_draw
 from vae_astro.report.callbacks import ProgressBar, ProgressLines, StampPanels
 from vae_astro.report.full_disk import Curves
 from vae_astro.settings import check_bool, check_int, check_number, check_text
-from vae_astro.stopping import exit_status, forget, raise_if_told
+from vae_astro.stopping import Stopped, forget, raise_if_told
 from vae_astro.vae import VAE
 
 __all__ = [
@@ -265,8 +264,8 @@ def fit(
     ------
     InputError
         The checkpoint is of another model, or Lightning refuses.
-    SystemExit
-        The run was told to stop; it can be resumed.
+    Stopped
+        By a signal; the run can be resumed.
     """
     n_steps_before = 0
     if resume is not None:
@@ -283,8 +282,8 @@ def fit(
         trainer.fit(vae, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"the trainer refuses: {' '.join(str(error).split())}") from error
-    except (SIGTERMException, SystemExit):  # the latter is what Lightning makes of Ctrl-C
-        sys.exit(exit_status())
+    except (SIGTERMException, SystemExit):  # the latter of Ctrl-C
+        raise Stopped from None
     raise_if_told()  # after the last step
     pace.seconds += time.perf_counter() - began
     # the step count is that of the whole run, the time only of this part of it

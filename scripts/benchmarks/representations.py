@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as turns
 
+from vae_astro.data.augment import N_SYMMETRIES, apply_symmetry
 from vae_astro.data.focus import informative_radius
-from vae_astro.data.rings import ring_profiles
+from vae_astro.data.rings import ring_means, ring_members
 from vae_astro.evaluate.pca_baseline import pca_codes
 
 __all__ = ["BASELINES", "Stamps", "codes_of_baselines"]
@@ -19,7 +20,6 @@ CENTRE = 21
 """Side of the central window, in pixels."""
 N_RINGS, OUTER_RADIUS = 8, 9.0
 """Rings, and where they end, in pixels."""
-N_SYMMETRIES = 8
 
 
 class Stamps:
@@ -42,9 +42,11 @@ class Stamps:
         self.radius = informative_radius(light, light_mask)
 
     def profiles(self, outer_radius: float) -> Tensor:
-        """Mean of each ring, shape (N, C, R)."""
-        reach = min(outer_radius, 0.5 * min(self.image.shape[2:]))
-        return ring_profiles(self.image, self.mask, N_RINGS, reach)
+        """Mean of the good pixels in rings of one width, shape (N, C, R)."""
+        height, width = self.image.shape[2:]
+        reach = min(outer_radius, 0.5 * min(height, width))
+        edges = torch.linspace(0, reach, N_RINGS + 1, dtype=torch.float64)
+        return ring_means(self.image, self.mask, ring_members(height, width, edges))
 
 
 def whole_stamp(stamps: Stamps) -> np.ndarray:
@@ -55,11 +57,8 @@ def whole_stamp(stamps: Stamps) -> np.ndarray:
 def symmetric_centre(stamps: Stamps) -> np.ndarray:
     """Mean of the central window over its flips and quarter-turns: it has no orientation."""
     centre = turns.center_crop(stamps.image, min(CENTRE, *stamps.image.shape[2:]))
-    total = torch.zeros_like(centre)
-    for k in range(N_SYMMETRIES // 2):
-        turned = centre.rot90(k, (2, 3))
-        total += turned + turned.flip(3)
-    return (total / N_SYMMETRIES).numpy()
+    poses = [apply_symmetry(centre, symmetry) for symmetry in range(N_SYMMETRIES)]
+    return torch.stack(poses).mean(0).numpy()
 
 
 def rings(stamps: Stamps) -> np.ndarray:

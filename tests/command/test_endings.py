@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vae_astro.command.files import file_to_write
+from vae_astro.command.files import file_to_write, whole, write_whole
 from vae_astro.errors import InputError
+from vae_astro.stopping import SIGNALS
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -50,8 +52,8 @@ def resolved(name: str) -> str:
     return "\n".join(lines)
 
 
-class TestPipes:
-    """``| head``: what is not read any more is not said, and nobody complains."""
+class OneCommand:
+    """A command of a few lines, as a process of its own."""
 
     COMMAND = """
 import sys
@@ -79,6 +81,10 @@ if __name__ == "__main__":
             cwd=folder, capture_output=True, text=True, check=True, timeout=300,
             env={**os.environ, "PYTHONPATH": str(ROOT), **env},
         )  # fmt: skip
+
+
+class TestPipes(OneCommand):
+    """``| head``: what is not read any more is not said, and nobody complains."""
 
     @pytest.mark.parametrize(
         "body",
@@ -121,6 +127,75 @@ if __name__ == "__main__":
         )  # fmt: skip
         assert (done.stdout, done.stderr) == ("one\n0\n", "")
         assert (tmp_path / "a.log").read_text() == "one\ntwo\nthree\n"
+
+
+class TestSignals(OneCommand):
+    """Ctrl-C and what a scheduler sends: one line, the status of the signal, nothing half done."""
+
+    @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+    def test_every_signal_ends_a_command_in_one_line(
+        self, number: signal.Signals, tmp_path: Path
+    ) -> None:
+        body = (
+            "import os, time; from vae_astro.command.files import whole\n"
+            "    with whole(Path('out.txt')) as partial:\n"
+            "        partial.write_text('half')\n"
+            f"        os.kill(os.getpid(), {int(number)})\n"
+            "        time.sleep(20)"
+        )
+        (tmp_path / "out.txt").write_text("of value")
+        done = self.run(tmp_path, body)
+        assert done.stderr == f"stopped\nstatus {128 + number}\n"
+        assert (tmp_path / "out.txt").read_text() == "of value"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.py", "out.txt"]
+
+    def test_a_second_ctrl_c_ends_it_at_once(self, tmp_path: Path) -> None:
+        body = (
+            "import os, signal\n"
+            "    try:\n"
+            "        os.kill(os.getpid(), signal.SIGTERM)\n"
+            "    except KeyboardInterrupt:\n"
+            "        os.kill(os.getpid(), signal.SIGTERM)  # they repeat themselves\n"
+            "        os.kill(os.getpid(), signal.SIGINT)\n"
+            "        print('too late')"
+        )
+        done = self.run(tmp_path, body)
+        assert (done.stdout, done.stderr) == ("", "\nstopped\nstatus 143\n")
+
+    def test_an_error_that_comes_of_the_signal_is_no_mistake(self, tmp_path: Path) -> None:
+        body = (
+            "import os, signal\n"
+            "    try:\n"
+            "        os.kill(os.getpid(), signal.SIGUSR1)\n"
+            "    except KeyboardInterrupt as stop:\n"
+            "        raise InputError('a process that packs was killed') from stop"
+        )
+        assert self.run(tmp_path, body).stderr == "stopped\nstatus 138\n"
+
+    def test_only_the_first_process_says_it(self, tmp_path: Path) -> None:
+        body = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
+        assert self.run(tmp_path, body, LOCAL_RANK="1").stderr == "status 143\n"
+
+
+class TestWholeFiles:
+    """There with all their content, or as they were before."""
+
+    def test_an_error_leaves_the_earlier_file_and_nothing_else(self, tmp_path: Path) -> None:
+        out = tmp_path / "a.png"
+        out.write_text("of value")
+        with pytest.raises(KeyboardInterrupt), whole(out) as partial:  # noqa: PT012
+            assert partial.suffix == ".png"  # by which a picture knows its format
+            partial.write_text("half")
+            raise KeyboardInterrupt
+        assert out.read_text() == "of value"
+        assert list(tmp_path.iterdir()) == [out]
+
+    def test_what_is_written_takes_the_name(self, tmp_path: Path) -> None:
+        out = tmp_path / "a.txt"
+        out.write_text("of value")
+        write_whole(out, "µ of more")
+        assert out.read_bytes() == "µ of more".encode()
+        assert list(tmp_path.iterdir()) == [out]
 
 
 class TestFilesToWrite:

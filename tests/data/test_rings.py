@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vae_astro.data.rings import harmonic_power, radii, ring_edges, ring_members, ring_profiles
+from vae_astro.data.rings import harmonic_power, radii, ring_edges, ring_means, ring_members
+
+
+def ring_profiles(
+    image: torch.Tensor, mask: torch.Tensor, n_rings: int, outer_radius: float
+) -> torch.Tensor:
+    """Means of rings of one width."""
+    edges = torch.linspace(0, outer_radius, n_rings + 1, dtype=torch.float64)
+    return ring_means(image, mask, ring_members(image.shape[2], image.shape[3], edges))
 
 
 def symmetries(image: torch.Tensor) -> list[torch.Tensor]:

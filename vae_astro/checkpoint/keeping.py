@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from vae_astro.command.files import whole
 from vae_astro.errors import InputError
 from vae_astro.ranks import Alarm
 from vae_astro.settings import check_int
@@ -31,10 +32,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
     ) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
         try:
-            torch.save(checkpoint, partial)
-            partial.replace(target)
+            with whole(target) as partial:
+                torch.save(checkpoint, partial)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
             reason = " ".join(str(error).split())
             free = shutil.disk_usage(target.parent).free / 2**20
@@ -42,8 +42,6 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 f"cannot write {target}: {reason} ({free:.1f} MiB are free there); make room and "
                 f"go on with resume={target.parent.parent}"
             ) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 class BestCheckpoint(ModelCheckpoint):

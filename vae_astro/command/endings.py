@@ -18,7 +18,7 @@ import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from hydra.errors import (
     HydraException,
@@ -29,14 +29,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_astro.command.conf_files import ConfFiles
 from vae_astro.errors import InputError
+from vae_astro.folders import is_first_process
 from vae_astro.progress import mute
 from vae_astro.settings import nearest
+from vae_astro.stopping import exit_status, heeded, is_told
 
 __all__ = ["Console", "NoErrors", "mistake_in_words", "past_hydra", "run", "wants_traceback"]
 
 FULL, OURS = "HYDRA_FULL_ERROR", "VAE_ASTRO_PLAIN_ERRORS"
 """The first asks for tracebacks; `run` sets both, so that the processes it starts know better."""
-STOPPED, UNREAD = 130, 141
+UNREAD = 141
 MISTAKES = (InputError, HydraException, OmegaConfBaseException)
 
 T = TypeVar("T")
@@ -82,13 +84,14 @@ def run(main: Callable[[], Any], config_name: str, conf: Path, stopped: str = "s
     conf : Path
         Folder of the configuration.
     stopped : str
-        What to say to somebody who pressed Ctrl-C.
+        What to say to somebody who pressed Ctrl-C, and to a scheduler whose signal has come.
     """
     if not wants_traceback():
         # Hydra would put its errors into words of several lines and end with 1
         os.environ |= {FULL: "1", OURS: "1"}
     try:
-        _with_all_said(main)
+        with heeded(lambda: stopped):
+            _with_all_said(main)
     except BrokenPipeError:
         if not _reader_is_gone():
             raise  # of another process
@@ -96,6 +99,8 @@ def run(main: Callable[[], Any], config_name: str, conf: Path, stopped: str = "s
             mute(stream)
         sys.exit(UNREAD)
     except MISTAKES as error:
+        if is_told():  # its processes were told too, and gone before it
+            _stop(stopped)
         if wants_traceback():
             raise
         typed = [word for word in sys.argv[1:] if not word.startswith("-")]
@@ -103,8 +108,13 @@ def run(main: Callable[[], Any], config_name: str, conf: Path, stopped: str = "s
         print(f"error: {words}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
-        sys.exit(STOPPED)
+        _stop(stopped)
+
+
+def _stop(words: str) -> NoReturn:
+    if is_first_process():
+        print(words, file=sys.stderr)
+    sys.exit(exit_status())
 
 
 def _with_all_said(main: Callable[[], Any]) -> None:

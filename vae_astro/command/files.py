@@ -1,14 +1,16 @@
-"""Files that a command is asked to write: looked at before the work that fills them."""
+"""Files that a command writes: looked at before the work that fills them, there whole or not."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vae_astro.errors import InputError
 from vae_astro.settings import check_text
 
-__all__ = ["file_to_write"]
+__all__ = ["file_to_write", "whole", "write_whole"]
 
 
 def file_to_write(key: str, given: object) -> Path | None:
@@ -41,3 +43,28 @@ def file_to_write(key: str, given: object) -> Path | None:
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise InputError(f"{key}={given} cannot be written; give another file")
     return path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A hidden file beside ``path``, of the same ending, which takes its name if all goes well.
+
+    Until then what was there stays, and nothing is left of a file that an error or a signal stops.
+
+    Raises
+    ------
+    OSError
+        As writing and renaming raise it.
+    """
+    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all; raises as `whole` does."""
+    with whole(path) as partial:
+        partial.write_text(text, "utf-8")

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["harmonic_power", "radii", "ring_edges", "ring_means", "ring_members", "ring_profiles"]
+__all__ = ["harmonic_power", "radii", "ring_edges", "ring_means", "ring_members"]
 
 INNERMOST_WIDTH = 1.125
 """Widest innermost ring of `ring_edges`, in pixels: half a well-sampled point source."""
@@ -67,28 +67,6 @@ def ring_means(image: Tensor, mask: Tensor, members: Tensor) -> Tensor:
     total = clean.flatten(2) @ members.to(image.dtype).T
     n_good = mask.to(image.dtype).flatten(2) @ members.to(image.dtype).T
     return total / n_good.clamp(min=1)
-
-
-def ring_profiles(image: Tensor, mask: Tensor, n_rings: int, outer_radius: float) -> Tensor:
-    """Mean of the good pixels in rings of one width, around the true centre.
-
-    Parameters
-    ----------
-    image, mask : Tensor, shape (B, C, H, W)
-        Pixels, and True where they are good; what the others hold (NaN too) does not matter.
-    n_rings : int
-        R.
-    outer_radius : float
-        Where the outermost ring ends, in pixels.
-
-    Returns
-    -------
-    Tensor, shape (B, C, R)
-        In the units of ``image``; 0 for a ring without a good pixel.
-    """
-    edges = torch.linspace(0, outer_radius, n_rings + 1, dtype=torch.float64)
-    members = ring_members(image.shape[2], image.shape[3], edges).to(image.device)
-    return ring_means(image, mask, members)
 
 
 def harmonic_power(image: Tensor, mask: Tensor, members: Tensor, n_orders: int) -> Tensor:

@@ -10,11 +10,11 @@ import multiprocessing
 import os
 import secrets
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from vae_astro.data.sky_model import (
 from vae_astro.errors import InputError
 from vae_astro.progress import progress_of
 from vae_astro.settings import check_int
+from vae_astro.stopping import leave_to_parent, servants
 
 __all__ = [
     "CLASSES",
@@ -222,17 +223,14 @@ def _mapping(n_processes: int) -> Iterator[Callable[..., Iterable[list[_Row]]]]:
         return
     # Not fork: the caller may have loaded libraries whose threads do not survive it.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(n_processes, mp_context=context, initializer=_leave_ctrl_c)
+    with servants():
+        resource_tracker.ensure_running()
+    pool = ProcessPoolExecutor(n_processes, mp_context=context, initializer=leave_to_parent)
     try:
         yield pool.map
     finally:
         # On an error nothing may be written any more once the folder is being removed.
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _leave_ctrl_c() -> None:
-    """Let the parent alone answer Ctrl-C: it waits for the workers and cleans up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _write_chunk(folder: Path, seed: int, size: int, indices: Iterable[int]) -> list[_Row]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vae_astro.command.files import whole
 from vae_astro.errors import InputError
 from vae_astro.evaluate.clusters import (
     METHODS,
@@ -139,7 +140,8 @@ class ClassModel:
 
     def save(self, path: Path) -> None:
         """Write plain arrays, without pickles, to an ``.npz``."""
-        np.savez(path, **self._arrays())  # type: ignore[arg-type]  # numpy takes names as they come
+        with whole(path) as partial:
+            np.savez(partial, **self._arrays())  # type: ignore[arg-type]  # numpy takes any names
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {"networks": np.array(self.networks), "n_draws": np.array(self.n_draws)}

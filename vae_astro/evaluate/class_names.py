@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import yaml
 
+from vae_astro.command.files import write_whole
 from vae_astro.errors import InputError
 from vae_astro.evaluate.agreement import Agreement
 from vae_astro.evaluate.consensus import ClassFound
@@ -75,7 +76,7 @@ def write_names(
         if labels is not None and labels.mapping[k] is not None:
             lines.append(f"    most_frequent_label: {json.dumps(labels.mapping[k])}")
             lines.append(f"    purity: {labels.purity[k]:.3f}")
-    path.write_text("\n".join(lines) + "\n", "utf-8")
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def read_names(path: Path, digest: str, n_classes: int) -> list[str]:

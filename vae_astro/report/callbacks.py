@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from vae_astro.collapse.monitor import CollapseMonitor
 from vae_astro.data.batches import Batch
@@ -41,7 +43,39 @@ log = logging.getLogger(__name__)
 
 
 class ProgressBar(TQDMProgressBar):
-    """Shows what the model shows of itself: numbers that no device is asked for."""
+    """Counts optimiser steps, and shows what the model shows: numbers that no device is asked for.
+
+    Lightning counts batches, of which each step takes ``trainer.accumulate_grad_batches``.
+    """
+
+    def init_train_tqdm(self) -> Tqdm:
+        """See Lightning."""
+        bar = super().init_train_tqdm()
+        bar.unit = "step"
+        return bar
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Steps of an epoch; the last may be of fewer batches."""
+        n_batches = super().total_train_batches
+        return -(-n_batches // self.trainer.accumulate_grad_batches)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """See Lightning."""
+        n_batches = batch_idx + 1
+        n_steps, waiting = divmod(n_batches, trainer.accumulate_grad_batches)
+        if waiting and n_batches == trainer.num_training_batches:
+            n_steps += 1
+        elif waiting:
+            return
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, n_steps - 1)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """See Lightning."""
@@ -55,6 +89,7 @@ class ProgressLines(LightningBar):
     def __init__(self) -> None:
         super().__init__()
         self._lines: Sparse | None = None
+        self._steps_before = 0
         self._speaks = True
 
     def disable(self) -> None:
@@ -67,8 +102,9 @@ class ProgressLines(LightningBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See Lightning."""
-        all_steps = (trainer.max_epochs or 1) * trainer.num_training_batches
-        self._lines = Sparse(all_steps - trainer.global_step, "training", "step")
+        self._steps_before = trainer.global_step
+        n_steps = trainer.estimated_stepping_batches - trainer.global_step
+        self._lines = Sparse(n_steps if math.isfinite(n_steps) else None, "training", "step")
 
     def on_train_batch_end(
         self,
@@ -79,7 +115,9 @@ class ProgressLines(LightningBar):
         batch_idx: int,
     ) -> None:
         """See Lightning."""
-        if self._speaks and self._lines is not None and self._lines.update():
+        if not self._speaks or self._lines is None:
+            return
+        if self._lines.update(trainer.global_step - self._steps_before - self._lines.n):
             shown = dict(self.get_metrics(trainer, pl_module))
             if isinstance(pl_module, VAE):
                 shown |= pl_module.training_log.shown

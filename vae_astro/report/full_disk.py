@@ -14,6 +14,7 @@ from tensorboard.summary.writer.event_file_writer import (  # type: ignore[impor
     _AsyncWriterThread,
 )
 
+from vae_astro.command.files import whole
 from vae_astro.report.history import SCHEDULE
 
 if TYPE_CHECKING:
@@ -143,16 +144,13 @@ def save_figure(figure: Figure, path: Path) -> bool:
     bool
         Whether it is there.
     """
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(partial, dpi=110)
-        partial.replace(path)
+        with whole(path) as partial:
+            figure.savefig(partial, dpi=110)
     except OSError as error:
         log.warning("no picture %s: %s", path, error)
         return False
-    finally:
-        partial.unlink(missing_ok=True)
     return True
 
 

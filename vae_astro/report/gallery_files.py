@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vae_astro.command.files import whole
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.report.gallery import (
     KINDS,
@@ -74,12 +75,12 @@ def write_galleries(folder: Path, shown: Shown, datamodule: StampDataModule) -> 
     for k, rows in enumerate(chosen):
         images = {kind: _stamps(datamodule, shown.index[rows[kind]]) for kind in KINDS}
         figure = class_figure(images, stretch, shown.titles[k], shown.n)
-        figure.savefig(folder / f"class_{k}.png", dpi=PIXELS_PER_INCH)
+        with whole(folder / f"class_{k}.png") as partial:
+            figure.savefig(partial, dpi=PIXELS_PER_INCH)
         typical.append(images["typical"][:n_columns])
     short = [title.replace(": ", "\n", 1).partition(",")[0] for title in shown.titles]
-    overview_figure(typical, stretch, short, n_columns).savefig(
-        folder / "overview.png", dpi=PIXELS_PER_INCH
-    )
+    with whole(folder / "overview.png") as partial:
+        overview_figure(typical, stretch, short, n_columns).savefig(partial, dpi=PIXELS_PER_INCH)
 
 
 def _stamps(datamodule: StampDataModule, rows: np.ndarray) -> np.ndarray:

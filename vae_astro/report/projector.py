@@ -19,6 +19,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from matplotlib.image import imsave
 from tensorboard.plugins.projector import ProjectorConfig  # type: ignore[import-untyped]
 
+from vae_astro.command.files import whole
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.evaluate.properties import measure_properties
 from vae_astro.report.sheet import shared_stretch, tiled
@@ -204,10 +205,5 @@ def _config(side: int) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: a browser may be reading the one before."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with whole(path) as partial:  # a browser may be reading the one before
         partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

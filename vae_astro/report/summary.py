@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vae_astro.collapse.verdict import CollapseVerdict, Explanation
+from vae_astro.command.files import write_whole
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
 from vae_astro.evaluate.scores import StampTable
@@ -86,17 +87,13 @@ def _bound_of(table: StampTable) -> dict[str, float | None]:
 
 def write_metrics(run_dir: Path, metrics: dict[str, Any]) -> None:
     """Write ``metrics.json``, whole or not at all."""
-    partial = run_dir / ".metrics.partial"
     try:
-        partial.write_text(json.dumps(metrics, indent=2) + "\n")
-        partial.replace(run_dir / "metrics.json")
+        write_whole(run_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     except OSError as error:
         raise InputError(
             f"cannot write {run_dir / 'metrics.json'}: {error}; the training is over and kept: "
             f"free space there and have it judged with resume={run_dir}"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _is_here(folder: Path) -> bool:

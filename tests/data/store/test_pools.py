@@ -183,3 +183,31 @@ def test_a_script_without_its_guard_is_told_so_and_does_not_wait_for_itself(tmp_
     )
     assert done.returncode == 1
     assert "if __name__ == '__main__'" in done.stderr.splitlines()[-1]
+
+
+LOSING = """
+import os, signal
+from multiprocessing import forkserver, resource_tracker
+from vae_astro.data.store import pools
+
+def told(number):
+    os.kill(os.getpid(), number)
+    return os.getpid()
+
+if __name__ == "__main__":
+    with pools._processes(1) as submit:
+        submit(int).result()
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGUSR1)
+        os.kill(resource_tracker._resource_tracker._pid, signal.SIGUSR1)
+        workers = {submit(told, number).result() for number in (signal.SIGINT, signal.SIGUSR1)}
+        print(len(workers), submit(os.getpid).result() in workers)
+"""
+
+
+def test_what_is_sent_to_every_process_is_answered_by_the_parent_alone(tmp_path):
+    """A scheduler's SIGUSR1 and Ctrl-C on a terminal; the parent then ends them."""
+    (tmp_path / "a.py").write_text(LOSING)
+    done = subprocess.run(
+        [sys.executable, "a.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 True\n", "")

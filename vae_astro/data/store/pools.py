@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections import deque
@@ -13,12 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 
 from vae_astro.data.store.layout import Lot, Shard
 from vae_astro.data.store.server import is_warm
 from vae_astro.data.store.shard import PackJob, pack_lot
 from vae_astro.errors import InputError
+from vae_astro.stopping import leave_to_parent, servants
 
 __all__ = ["pack_lots", "refuse_in_a_starting_worker"]
 
@@ -121,6 +122,8 @@ def _processes(n_processes: int) -> Iterator[Submit]:
         If one of them is killed.
     """
     context = multiprocessing.get_context("forkserver")
+    with servants():
+        forkserver.ensure_running()
     leash, hold = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(
         n_processes, mp_context=context, initializer=_start_worker, initargs=(leash,)
@@ -141,8 +144,8 @@ def _processes(n_processes: int) -> Iterator[Submit]:
 
 
 def _start_worker(leash: Connection) -> None:
-    """Leave Ctrl-C to the parent, and end when it lets go or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave signals to the parent, and end when it lets go or is gone."""
+    leave_to_parent()
 
     def follow() -> None:
         try:

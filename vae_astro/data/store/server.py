@@ -7,6 +7,7 @@ import time
 from multiprocessing import forkserver
 
 from vae_astro.data.threads import n_cores
+from vae_astro.stopping import servants
 
 __all__ = ["is_warm", "warm_up"]
 
@@ -25,7 +26,8 @@ def warm_up() -> None:
     global _began
     if _began is None and n_cores() > 1:
         multiprocessing.set_forkserver_preload(PRELOADED)
-        forkserver.ensure_running()
+        with servants():
+            forkserver.ensure_running()
         _began = time.monotonic()
 
 

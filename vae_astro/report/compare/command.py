@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vae_astro.command.files import whole, write_whole
 from vae_astro.errors import InputError
 from vae_astro.report.compare.figure import draw_comparison
 from vae_astro.report.compare.find import find_runs
@@ -40,15 +40,13 @@ def compare(settings: Mapping[str, Any]) -> str:
     runs, left_out = find_runs(_paths(settings["runs"]))
     out = _free_folder(settings["out"], settings["overwrite"])
     comparison = compare_runs(runs)
-    _write(out, {"compare.csv": as_csv(comparison), "compare.json": as_json(comparison)})
-    partial = out / f".{FILES[0]}"
     try:
-        draw_comparison(comparison).savefig(partial, format="png", dpi=110)
-        partial.replace(out / FILES[0])
+        write_whole(out / "compare.csv", as_csv(comparison))
+        write_whole(out / "compare.json", as_json(comparison))
+        with whole(out / "compare.png") as partial:
+            draw_comparison(comparison).savefig(partial, format="png", dpi=110)
     except OSError as error:
         raise InputError(f"out={out} cannot be written: {error}; choose another folder") from error
-    finally:
-        partial.unlink(missing_ok=True)
     said = [as_text(comparison)]
     if left_out:
         said.append(f"no run in {', '.join(str(path) for path in left_out)}")
@@ -72,17 +70,3 @@ def _free_folder(given: object, overwrite: object) -> Path:
     except OSError as error:
         raise InputError(f"out={out} cannot be a folder: {error}; choose another") from error
     return out
-
-
-def _write(out: Path, files: Mapping[str, str]) -> None:
-    for name, text in files.items():
-        partial = out / f".{name}"
-        try:
-            partial.write_text(text, "utf-8")
-            os.replace(partial, out / name)
-        except OSError as error:
-            raise InputError(
-                f"out={out} cannot be written: {error}; choose another folder"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import logging
 import math
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from vae_astro.command.files import write_whole
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.errors import InputError
 from vae_astro.report.history import Run, read_run
@@ -159,14 +159,10 @@ def write_page(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of figures without a single finite pixel
         html = _rendered(run, options, datamodule, device)
-    partial = out.with_name(f".{out.name}.partial")
     try:
-        partial.write_text(html, "utf-8")
-        os.replace(partial, out)
+        write_whole(out, html)
     except OSError as error:
         raise InputError(f"cannot write {out}: {error}; choose another place with out=") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return out
 
 

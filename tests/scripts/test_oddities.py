@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from vae_astro.data.oddities import ODDITIES, odd_light, plant, plant_on
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))  # where scripts find their modules
+
+from benchmarks.oddities import ODDITIES, odd_light, plant, plant_on
+
 from vae_astro.data.sky_model import SATURATION_ADU, draw_stamp
 from vae_astro.errors import InputError
 
