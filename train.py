@@ -16,7 +16,11 @@ from omegaconf import DictConfig
 
 from vae_astro.command.endings import run
 from vae_astro.command.help import register_help
-from vae_astro.folders import overrides_of_other_processes, register_resolvers
+from vae_astro.folders import (
+    overrides_of_other_processes,
+    overrides_of_resumed_run,
+    register_resolvers,
+)
 
 CONF = Path(__file__).parent / "conf"
 register_resolvers()
@@ -32,6 +36,7 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = overrides_of_resumed_run(sys.argv[1:])
     sys.argv += overrides_of_other_processes()
     try:
         run(main, "config", CONF)

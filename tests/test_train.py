@@ -220,6 +220,8 @@ def test_resume_refuses_another_model_and_a_run_without_checkpoint(
     assert "resume=" in done.stderr
     assert "init_from=" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+    done = run_train(tmp_path, f"resume={finished}", "beta.gamma=2", expect=2)
+    assert "has no setting beta.gamma" in done.stderr  # said of the run's own choice, not by Hydra
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"resume=.*holds no checkpoint"):
         find_checkpoint("resume", str(tmp_path / "empty"))

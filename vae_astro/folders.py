@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -12,12 +14,15 @@ from omegaconf import OmegaConf
 __all__ = [
     "is_first_process",
     "overrides_of_other_processes",
+    "overrides_of_resumed_run",
     "register_resolvers",
     "run_folder_of",
 ]
 
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
 """Where launchers say which process this is; the first has 0 in all of them."""
+OF_A_CHOICE = ("data", "model", "prior", "likelihood", "beta")
+"""Groups in which each choice has keys of its own."""
 
 
 def run_folder_of(checkpoint: str | Path) -> Path | None:
@@ -40,6 +45,23 @@ def overrides_of_other_processes() -> list[str]:
     if is_first_process():
         return []
     return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
+
+
+def overrides_of_resumed_run(typed: Sequence[str]) -> list[str]:
+    """What was typed, fit for a run that goes on with settings of its own.
+
+    With ``resume=`` a key such as ``beta.gamma`` is one of the run's own choices, while Hydra
+    composes the choices of a new run, which may not have it. It is let through (``++``), and looked
+    at among the run's own settings. Beside a choice that is typed too, Hydra knows best.
+    """
+    if not any(re.match(r"resume=(?!null$|$)", word) for word in typed):
+        return list(typed)
+    chosen = {word.partition("=")[0].lstrip("+") for word in typed}
+    keys = (re.match(rf"({'|'.join(OF_A_CHOICE)})(\.\w+)+=", word) for word in typed)
+    return [
+        f"++{word}" if key is not None and key[1] not in chosen else word
+        for word, key in zip(typed, keys, strict=True)
+    ]
 
 
 def register_resolvers() -> None:

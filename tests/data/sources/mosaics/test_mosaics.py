@@ -407,6 +407,9 @@ def test_find_says_what_is_missing(tmp_path):
         ({"hdu": -1}, "data.hdu"),
         ({"bands": ["g", "g"]}, "data.bands"),
         ({"bands": 5}, "data.bands"),
+        ({"bands": " "}, "data.bands"),
+        ({"bands": ["g", " "]}, "data.bands"),
+        ({"bands": {" ": "g"}}, "data.bands"),
         ({"overlap": "last"}, "data.overlap"),
         ({"outside": "drop"}, "data.outside"),
         ({"detect_sigma": 0}, "data.detect_sigma"),
@@ -428,6 +431,7 @@ def test_the_repr_of_a_reader_does_not_depend_on_how_settings_were_spelled():
     )
     assert repr(one) == repr(other)
     assert one == other
+    assert MosaicReader(bands="g") == MosaicReader(bands=["g"])
 
 
 @pytest.mark.real_data

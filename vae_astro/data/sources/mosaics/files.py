@@ -18,10 +18,13 @@ Bands = tuple[tuple[str, str], ...]
 def check_bands(bands: Sequence[str] | Mapping[str, str] | Bands | str | None) -> Bands:
     """``data.bands`` as pairs of a name and a part of file names; none of them for single mosaics.
 
+    One part alone may stand without a list.
+
     Raises
     ------
     InputError
-        If it is neither a list of parts nor a mapping of names to parts, or one comes twice.
+        If it is neither a list of parts nor a mapping of names to parts, one is blank, or one comes
+        twice.
     """
     if bands is None or bands == ():
         return ()
@@ -34,7 +37,7 @@ def check_bands(bands: Sequence[str] | Mapping[str, str] | Bands | str | None) -
         names, parts = zip(*checked, strict=True)
     except (TypeError, ValueError):
         checked, names, parts = (), (None,), (None,)
-    are_words = all(isinstance(word, str) and word for word in (*names, *parts))
+    are_words = all(isinstance(word, str) and word.strip() for word in (*names, *parts))
     if not are_words or len(set(names)) < len(names) or len(set(parts)) < len(parts):
         raise InputError(
             "data.bands must be a list of parts of file names, such as [g,r,i], or a mapping of "
