@@ -195,7 +195,7 @@ def filled(text: str) -> str:
         text = re.sub(r"\bFOLDER\b", "mosaics", text)
     elif "data=arrays" in text:
         text = re.sub(r"\bFOLDER\b", "arrays", text)
-    elif "noise_hdu" in text:
+    elif "noise_hdu" in text or "experiment=faint" in text:
         text = re.sub(r"\bFOLDER\b", "planes", text)
     text = re.sub(r"/sky/stamps\b", "FOLDER", text)
     text = re.sub(r"\b(OTHER_FOLDER|OTHER|NORMAL)\b", "FOLDER", text)
