@@ -32,8 +32,8 @@ from vae_astro.class_passes import (
 from vae_astro.collapse.refusal import refuse_collapsed
 from vae_astro.collapse.units import ACTIVE_VARIANCE
 from vae_astro.collapse.verdict import judge
-from vae_astro.command.typed import is_typed
 from vae_astro.command.files import whole, write_whole
+from vae_astro.command.typed import is_typed
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.embed import embed
 from vae_astro.errors import InputError
