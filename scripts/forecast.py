@@ -66,9 +66,8 @@ def main(cfg: DictConfig) -> None:
         out.write_text(json.dumps(foreseen.as_dict(), indent=2) + "\n")
         print(f"written: {out}")
     if figure is not None:
-        end, lowest = foreseen.end, foreseen.lowest.threshold
-        other = lowest if 0 < lowest < 0.9 * end.threshold else None
-        spectrum(end.eigenvalues, end.threshold, end.latent_dim, other).savefig(figure, dpi=150)
+        end, passed = foreseen.end, foreseen.passed_threshold
+        spectrum(end.eigenvalues, end.threshold, end.latent_dim, passed).savefig(figure, dpi=150)
         print(f"drawn: {cfg.figure}")
 
 

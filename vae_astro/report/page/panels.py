@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vae_astro.collapse.forecast import passed_threshold
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.model.focus import FocusedLikelihood
 from vae_astro.model.likelihoods import LIKELIHOODS
@@ -169,9 +170,8 @@ def _spectrum(run: Run) -> Picture | None:
     latent_dim = held(foreseen, "latent_dim")
     if not eigenvalues or threshold is None or latent_dim is None:
         return None
-    lowest = held(foreseen, "lowest", "threshold")
-    other = lowest if lowest and lowest < 0.99 * threshold else None
-    figure = figures.spectrum(eigenvalues, threshold, latent_dim, other)
+    passed = passed_threshold(threshold, held(foreseen, "lowest", "threshold"))
+    figure = figures.spectrum(eigenvalues, threshold, latent_dim, passed)
     above = sum(value > threshold for value in eigenvalues)
     return drawing(
         figure,
