@@ -66,10 +66,9 @@ def main(cfg: DictConfig) -> None:
         write_whole(out, json.dumps(foreseen.as_dict(), indent=2) + "\n")
         print(f"written: {out}")
     if figure is not None:
-        end, lowest = foreseen.end, foreseen.lowest.threshold
-        other = lowest if 0 < lowest < 0.9 * end.threshold else None
+        end, passed = foreseen.end, foreseen.passed_threshold
         with whole(figure) as partial:
-            spectrum(end.eigenvalues, end.threshold, end.latent_dim, other).savefig(
+            spectrum(end.eigenvalues, end.threshold, end.latent_dim, passed).savefig(
                 partial, dpi=150
             )
         print(f"drawn: {cfg.figure}")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from vae_astro.collapse.forecast import forecast, forecast_run, outlook
+from vae_astro.collapse.forecast import forecast, forecast_run, outlook, passed_threshold
 from vae_astro.collapse.spectrum import Spectrum
 from vae_astro.errors import InputError
 from vae_astro.model.likelihoods import FixedGaussian
@@ -131,6 +131,16 @@ def test_a_schedule_is_judged_by_where_it_ends() -> None:
     assert found.end.beta == 10.0
     assert (found.lowest.beta, found.lowest.active_units) == (0.0, 2)
     assert "where it ends decides" in found.lines[1]
+
+
+@pytest.mark.parametrize(("start", "passed"), [(0.0, None), (8.9, 8.9), (9.1, None), (10, None)])
+def test_a_threshold_on_the_way_counts_below_nine_tenths_of_the_end(start, passed) -> None:
+    found = forecast(spectrum_of([8.0]), 1, linear(total_steps=100, start=start, end=10.0), 100)
+    assert found.passed_threshold == (None if passed is None else pytest.approx(passed))
+
+
+def test_a_threshold_on_the_way_may_be_unknown() -> None:
+    assert passed_threshold(10.0, None) is None
 
 
 def test_a_cyclical_schedule_ends_high() -> None:

@@ -9,14 +9,20 @@ import shutil
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from page_run import AFTER_TRAINING, ODD_LABEL, ODD_OBJECT
 
+from vae_astro.collapse.forecast import forecast
+from vae_astro.collapse.spectrum import Spectrum
 from vae_astro.errors import InputError
 from vae_astro.evaluate.properties import PROPERTIES
+from vae_astro.objective.beta import linear
+from vae_astro.report import board, figures
 from vae_astro.report.history import Curve, Run
 from vae_astro.report.page import PageOptions, options_from, page_after_run, panels, write_page
 from vae_astro.report.page.commands import commands
@@ -156,6 +162,43 @@ def test_classes_stand_with_the_most_frequent_first(run_dir: Path, tmp_path: Pat
     (file.parent / "classes.yaml").unlink()
     table = section(write_page(folder).read_text("utf-8"), "classes")
     assert re.findall(r'data-value="(0\.25|0\.5)"', table) == ["0.5", "0.25"]
+
+
+@pytest.mark.parametrize("start", [0.0, 2.0, 3.8])
+def test_spectrum_of_page_and_of_tensorboard_have_the_threshold_that_the_forecast_names(
+    start: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = forecast(
+        Spectrum(
+            eigenvalues=np.array([8.0, 1.0]),
+            overlap=np.eye(2)[None],
+            variance=np.array([100.0]),
+            fitting_variance=np.array([100.0]),
+            decoder_variance=np.array([1.0]),
+            learned_scale=False,
+            kl_weight=1.0,
+            n_stamps=1000,
+            n_pixels=100,
+        ),
+        2,
+        linear(total_steps=10, start=start, end=4.0),
+        10,
+    )
+    drawn: list[tuple[Any, ...]] = []
+
+    def spectrum(*given: Any) -> Figure:
+        drawn.append(given)
+        return Figure()
+
+    monkeypatch.setattr(figures, "spectrum", spectrum)
+    run: Any = SimpleNamespace(metrics={"collapse": {"forecast": found.as_dict()}})
+    assert panels._spectrum(run) is not None
+    board.log_start(SimpleNamespace(loggers=[]), found)  # type: ignore[arg-type]
+    for eigenvalues, threshold, latent_dim, passed in drawn:
+        assert (list(eigenvalues), threshold, latent_dim) == (pytest.approx([8, 1]), 4, 2)
+        assert passed == found.passed_threshold
+    assert len(drawn) == 2
+    assert found.passed_threshold == (2.0 if start == 2.0 else None)
 
 
 # -- what is missing -----------------------------------------------------------------------------

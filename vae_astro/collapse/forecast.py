@@ -31,10 +31,12 @@ from vae_astro.errors import InputError
 from vae_astro.model.likelihoods import Likelihood
 from vae_astro.objective.beta import RatePenalty, Schedule
 
-__all__ = ["Forecast", "Outlook", "forecast", "forecast_run", "outlook"]
+__all__ = ["Forecast", "Outlook", "forecast", "forecast_run", "outlook", "passed_threshold"]
 
 BURDA_MARGIN = 1 / 0.99
 """Eigenvalue over threshold from which the posterior mean varies by more than 0.01."""
+APART = 0.9
+"""Share of a threshold below which another one is drawn beside it."""
 SCALE_STEPS = 200
 SCALE_PRECISION = 1e-6
 LARGEST_WEIGHT = 1e12
@@ -133,6 +135,11 @@ class Forecast:
         """Of the end: no schedule that ends above the threshold saves a run."""
         return self.end.verdict
 
+    @property
+    def passed_threshold(self) -> float | None:
+        """`passed_threshold` of the two weights."""
+        return passed_threshold(self.end.threshold, self.lowest.threshold)
+
     @cached_property
     def largest_beta_for(self) -> dict[int, float]:
         """Largest final beta that keeps 1, 2, half and all of the latent units active.
@@ -202,6 +209,24 @@ class Forecast:
             "n_stamps": self.spectrum.n_stamps,
             "n_pixels": self.spectrum.n_pixels,
         }
+
+
+def passed_threshold(end: float, lowest: float | None) -> float | None:
+    """The threshold on the way that is worth a line beside the one where a run ends.
+
+    Parameters
+    ----------
+    end : float
+        ``beta * s2`` where the schedule ends.
+    lowest : float or None
+        At the smallest beta that it passes, if that is known.
+
+    Returns
+    -------
+    float or None
+        ``lowest`` where it is above zero and below `APART` times ``end``.
+    """
+    return lowest if lowest is not None and 0 < lowest < APART * end else None
 
 
 def forecast(spectrum: Spectrum, latent_dim: int, schedule: Schedule, total_steps: int) -> Forecast:

@@ -111,9 +111,10 @@ def log_start(trainer: Trainer, foreseen: Forecast | None) -> None:
         return
     from vae_astro.report import figures  # Matplotlib: not before there is something to draw
 
-    end, lowest = foreseen.end, foreseen.lowest.threshold
-    other = lowest if 0 < lowest < 0.9 * end.threshold else None
-    figure = figures.spectrum(end.eigenvalues, end.threshold, end.latent_dim, other)
+    end = foreseen.end
+    figure = figures.spectrum(
+        end.eigenvalues, end.threshold, end.latent_dim, foreseen.passed_threshold
+    )
     for curves in curves_of(trainer):
         curves.add_text("forecast", "\n\n".join(foreseen.lines), trainer.global_step)
         curves.add_figure("spectrum", figure, trainer.global_step)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from vae_astro.collapse.forecast import passed_threshold
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.model.focus import trains_a_density
 from vae_astro.report import figures
@@ -164,9 +165,8 @@ def _spectrum(run: Run) -> Picture | None:
     latent_dim = held(foreseen, "latent_dim")
     if not eigenvalues or threshold is None or latent_dim is None:
         return None
-    lowest = held(foreseen, "lowest", "threshold")
-    other = lowest if lowest and lowest < 0.99 * threshold else None
-    figure = figures.spectrum(eigenvalues, threshold, latent_dim, other)
+    passed = passed_threshold(threshold, held(foreseen, "lowest", "threshold"))
+    figure = figures.spectrum(eigenvalues, threshold, latent_dim, passed)
     above = sum(value > threshold for value in eigenvalues)
     return drawing(
         figure,
