@@ -33,6 +33,7 @@ STOREYS = [
 
 ACROSS = {
     ("model", f"{PACKAGE}.objective.kl"),
+    ("model", f"{PACKAGE}.data.augment"),
     ("model", f"{PACKAGE}.data.focus"),
     ("model", f"{PACKAGE}.data.normalize"),
     ("model", f"{PACKAGE}.data.rings"),
@@ -260,3 +261,10 @@ def test_a_guest_in_the_wrong_room_is_found(module, source):
 )
 def test_a_second_door_to_torch_load_is_found(source, found):
     assert loads_pickles(source) == found
+
+
+def test_the_turns_of_a_square_are_defined_once() -> None:
+    """A second definition in another order would turn a picture another way than its stamp."""
+    assert [name for name, source in MODULES.items() if "rot90" in source] == [
+        f"{PACKAGE}.data.augment"
+    ]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from vae_astro.data.batches import Batch
-from vae_astro.errors import InputError
+from vae_astro.errors import InputError, first_of
 from vae_astro.model.modes import in_evaluation
 from vae_astro.parts import StampScores
 from vae_astro.vae import VAE
@@ -122,11 +122,11 @@ def _bad_terms(vae: VAE, batch: Batch) -> tuple[Tensor, list[str]]:
             term = vae.likelihood.training_term(image, output, only, noise)
             if not torch.isfinite(term).all():
                 bands.append(name)
-        terms.append(f"reconstruction ({_listed(bands)})" if bands else "reconstruction")
+        terms.append(f"reconstruction ({first_of(bands, N_NAMED)})" if bands else "reconstruction")
     if not finite_kl.all():
         units = (~finite_kl).any(0).nonzero().flatten().tolist()
         everything = len(units) == vae.latent_dim
-        terms.append(f"KL ({'all units' if everything else f'units {_listed(units)}'})")
+        terms.append(f"KL ({'all units' if everything else f'units {first_of(units, N_NAMED)}'})")
     return ~(finite_term & finite_kl.all(1)), terms
 
 
@@ -227,8 +227,9 @@ class FiniteGuard(Callback):
         bad = not_finite(pl_module)
         if bad:
             raise InputError(
-                f"after step {trainer.global_step} the weights are not finite: {_listed(bad)}; no "
-                f"checkpoint is written of them; lower optim.lr{_way_on(trainer)}"
+                f"after step {trainer.global_step} the weights are not finite: "
+                f"{first_of(bad, N_NAMED)}; no checkpoint is written of them; lower optim.lr"
+                f"{_way_on(trainer)}"
             )
 
     def on_validation_batch_end(
@@ -320,7 +321,7 @@ def _explained(trainer: Trainer, vae: VAE, found: str, findings: list[Finding]) 
         text += f" ({_named(trainer, rows)})" if rows else ""
         why = "have run away"
         if bad:
-            why = f"are not finite ({_listed(list(bad))})"
+            why = f"are not finite ({first_of(bad, N_NAMED)})"
         return f"{text}. It is not these stamps, the weights {why}: lower optim.lr (now " + (
             f"{vae.optim.lr:g}){_way_on(trainer)}"
         )
@@ -336,10 +337,10 @@ def _explained(trainer: Trainer, vae: VAE, found: str, findings: list[Finding]) 
 def _named(trainer: Trainer, rows: list[int]) -> str:
     """A few of the stamps by their names in the catalogue."""
     store = getattr(getattr(trainer, "datamodule", None), "store", None)
-    names = [f"row {row}" for row in rows[:N_NAMED]]
-    if store is not None:
-        names = [str(name) for name in store.catalogue["id"].take(rows[:N_NAMED]).to_pylist()]
-    return ", ".join(names) + (", ..." if len(rows) > N_NAMED else "")
+    shown = rows[: N_NAMED + 1]
+    if store is None:
+        return first_of((f"row {row}" for row in shown), N_NAMED)
+    return first_of(store.catalogue["id"].take(shown).to_pylist(), N_NAMED)
 
 
 def _way_on(trainer: Trainer) -> str:
@@ -348,7 +349,3 @@ def _way_on(trainer: Trainer) -> str:
     if not (run_dir / "checkpoints" / "last.ckpt").exists():
         return "; nothing has been saved yet, start again"
     return f"; the last good state is kept, go on from it with resume={shlex.quote(str(run_dir))}"
-
-
-def _listed(items: list[Any]) -> str:
-    return ", ".join(map(str, items[:N_NAMED])) + (", ..." if len(items) > N_NAMED else "")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import functional as turns
 
 from vae_astro.data.augment import N_SYMMETRIES, apply_symmetry
 from vae_astro.data.focus import informative_radius
@@ -56,7 +55,10 @@ def whole_stamp(stamps: Stamps) -> np.ndarray:
 
 def symmetric_centre(stamps: Stamps) -> np.ndarray:
     """Mean of the central window over its flips and quarter-turns: it has no orientation."""
-    centre = turns.center_crop(stamps.image, min(CENTRE, *stamps.image.shape[2:]))
+    height, width = stamps.image.shape[2:]
+    side = min(CENTRE, height, width)
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    centre = stamps.image[..., top : top + side, left : left + side]
     poses = [apply_symmetry(centre, symmetry) for symmetry in range(N_SYMMETRIES)]
     return torch.stack(poses).mean(0).numpy()
 

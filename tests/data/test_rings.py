@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vae_astro.data.augment import N_SYMMETRIES, apply_symmetry
 from vae_astro.data.rings import harmonic_power, radii, ring_edges, ring_means, ring_members
 
 
@@ -17,8 +18,7 @@ def ring_profiles(
 
 
 def symmetries(image: torch.Tensor) -> list[torch.Tensor]:
-    turned = [torch.rot90(image, k, (2, 3)) for k in range(4)]
-    return turned + [view.flip(3) for view in turned]
+    return [apply_symmetry(image, symmetry) for symmetry in range(N_SYMMETRIES)]
 
 
 @pytest.mark.parametrize("size", [16, 21, 63])

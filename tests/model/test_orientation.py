@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from vae_astro.data.augment import N_SYMMETRIES, apply_symmetry
 from vae_astro.data.normalize import Normalizer
 from vae_astro.errors import InputError
 from vae_astro.model.focus import FocusedLikelihood, central_window
 from vae_astro.model.likelihoods import LIKELIHOODS, FixedGaussian, SharedGaussian
 from vae_astro.model.orientation import OrientationMarginal
-from vae_astro.model.symmetry import N_TURNS, turned
 from vae_astro.settings import build
 
 DENSITIES = [name for name in LIKELIHOODS if name != "pixel_mean_mse"]
@@ -25,7 +25,7 @@ def scene(size: int = 7, n_bands: int = 2, n: int = 4) -> tuple[torch.Tensor, ..
     output = torch.rand(n, n_bands, size, size, generator=rng)
     noise = 0.2 + torch.rand(n, n_bands, size, size, generator=rng)
     mask = torch.rand(n, n_bands, size, size, generator=rng) > 0.2
-    image = torch.stack([turned(output[k], k + 1) for k in range(n)])
+    image = torch.stack([apply_symmetry(output[k], k + 1) for k in range(n)])
     image = (image + 0.01 * torch.rand(image.shape, generator=rng)).clamp(0, 1)
     return image.where(mask, torch.zeros(())), output, mask, noise.where(mask, torch.ones(()))
 
@@ -43,9 +43,9 @@ def test_marginal_is_the_mean_density_of_the_stamp_turned_with_its_mask_and_nois
     image, output, mask, noise = scene(size)
     turns = [
         marginal.given.log_density(
-            turned(image, g), output, turned(mask, g), turned(noise, g)
+            apply_symmetry(image, g), output, apply_symmetry(mask, g), apply_symmetry(noise, g)
         ).double()
-        for g in range(N_TURNS)
+        for g in range(N_SYMMETRIES)
     ]
     expected = torch.stack(turns).exp().mean(0).log()
     torch.testing.assert_close(
@@ -57,7 +57,7 @@ def test_marginal_is_the_mean_density_of_the_stamp_turned_with_its_mask_and_nois
 def test_picture_that_looks_the_same_from_all_sides_has_the_plain_likelihood(name: str) -> None:
     marginal = marginal_of(name)
     image, output, mask, noise = scene()
-    same = torch.stack([turned(output, g) for g in range(N_TURNS)]).mean(0)
+    same = torch.stack([apply_symmetry(output, g) for g in range(N_SYMMETRIES)]).mean(0)
     torch.testing.assert_close(
         marginal.log_prob(image, same, mask, noise),
         marginal.given.log_prob(image, same, mask, noise),
@@ -68,9 +68,12 @@ def test_turning_the_stamp_changes_nothing() -> None:
     marginal = marginal_of("noise")
     image, output, mask, noise = scene()
     as_is = marginal.log_density(image, output, mask, noise)
-    for g in range(N_TURNS):
+    for g in range(N_SYMMETRIES):
         torch.testing.assert_close(
-            marginal.log_density(turned(image, g), output, turned(mask, g), turned(noise, g)), as_is
+            marginal.log_density(
+                apply_symmetry(image, g), output, apply_symmetry(mask, g), apply_symmetry(noise, g)
+            ),
+            as_is,
         )
 
 
@@ -95,13 +98,15 @@ def test_gradient_is_that_of_each_turn_weighted_by_its_probability() -> None:
         probability = marginal.log_densities(image, output, mask, noise).softmax(1)
         assert 0.11 < probability.max() < 0.9
         expected = torch.zeros_like(output)
-        for g in range(N_TURNS):
-            slope = torch.where(mask, image - turned(output, g), 0) / 9.0
+        for g in range(N_SYMMETRIES):
+            slope = torch.where(mask, image - apply_symmetry(output, g), 0) / 9.0
             # turned back by trying: the inverse of a turn is a turn
             back = next(
-                h for h in range(N_TURNS) if torch.equal(turned(turned(image, g), h), image)
+                h
+                for h in range(N_SYMMETRIES)
+                if torch.equal(apply_symmetry(apply_symmetry(image, g), h), image)
             )
-            expected += probability[:, g, None, None, None] * turned(slope, back)
+            expected += probability[:, g, None, None, None] * apply_symmetry(slope, back)
     torch.testing.assert_close(output.grad, expected)
 
 
@@ -119,8 +124,8 @@ def test_sigma_is_learned_from_the_turns_by_their_probability() -> None:
     marginal = OrientationMarginal(SharedGaussian(n_bands=2))
     probability = marginal.log_densities(image, output, mask, noise).softmax(1)
     squared = sum(
-        probability[:, g, None, None, None] * (image - turned(output, g)).square()
-        for g in range(N_TURNS)
+        probability[:, g, None, None, None] * (image - apply_symmetry(output, g)).square()
+        for g in range(N_SYMMETRIES)
     )
     expected = (squared * mask).sum((0, 2, 3)) / mask.sum((0, 2, 3))
     marginal.observe(image, output, mask, noise)
@@ -138,7 +143,7 @@ def test_settling_comes_down_to_the_noise_once_the_turns_are_known(name: str) ->
     assert after > before
     aligned = marginal.aligned(image, output, mask, noise)
     fitted = marginal.given.log_density(image, aligned, mask, noise).mean()
-    torch.testing.assert_close(after, fitted - math.log(N_TURNS))
+    torch.testing.assert_close(after, fitted - math.log(N_SYMMETRIES))
 
 
 def test_what_is_no_density_has_nothing_to_average() -> None:
@@ -160,9 +165,10 @@ def test_a_central_window_weighs_the_training_term_of_every_turn() -> None:
     )  # fmt: skip
     image, output, mask, noise = scene()
     turns = [
-        marginal.given.training_term(image, turned(output, g), mask, noise) for g in range(N_TURNS)
+        marginal.given.training_term(image, apply_symmetry(output, g), mask, noise)
+        for g in range(N_SYMMETRIES)
     ]
-    expected = torch.stack(turns).logsumexp(0) - math.log(N_TURNS)
+    expected = torch.stack(turns).logsumexp(0) - math.log(N_SYMMETRIES)
     weighted = marginal.training_term(image, output, mask, noise)
     torch.testing.assert_close(weighted, expected)
     torch.testing.assert_close(marginal.pixel_weight, central_window(7, 2.0))

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from vae_astro import VAE
+from vae_astro.data.augment import apply_symmetry
 from vae_astro.model.networks import conv
 from vae_astro.model.poses import N_POSE_UNITS, PosedDecoder, placed
-from vae_astro.model.symmetry import turned
 
 
 def picture(size: int, n: int = 1) -> torch.Tensor:
@@ -27,7 +27,9 @@ def test_a_quarter_turn_and_whole_pixels_are_exact(size: int) -> None:
     image, none = picture(size), torch.zeros(1, 2)
     quarter = torch.full((1,), math.pi / 2)
     torch.testing.assert_close(placed(image, 0 * quarter, none), image)
-    torch.testing.assert_close(placed(image, quarter, none), turned(image, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        placed(image, quarter, none), apply_symmetry(image, 3), atol=1e-5, rtol=0
+    )
     moved = placed(image, 0 * quarter, torch.tensor([[2.0, -1.0]]))
     inside = slice(3, size - 3)
     torch.testing.assert_close(

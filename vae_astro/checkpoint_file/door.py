@@ -12,7 +12,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from vae_astro.checkpoint_file.formats import migrated
 from vae_astro.checkpoint_file.other_files import what_else
-from vae_astro.errors import InputError
+from vae_astro.errors import InputError, first_of
 
 __all__ = ["load_checkpoint"]
 
@@ -93,7 +93,7 @@ def _objects_in(path: Path) -> str:
         names = sorted(get_unsafe_globals_in_checkpoint(path))
     except Exception:  # as above
         return ""
-    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
+    return first_of(names, 3)
 
 
 def _of_others(found: object) -> str:

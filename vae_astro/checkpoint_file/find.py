@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vae_astro.errors import InputError
+from vae_astro.errors import InputError, first_of
 from vae_astro.settings import check_text
 
 __all__ = ["find_checkpoint"]
@@ -37,8 +37,7 @@ def find_checkpoint(key: str, path: str) -> Path:
         raise InputError(f"{key}={path} does not exist; give a run folder or a .ckpt file")
     looked_for = " and no ".join(f"checkpoints/{name}" for name in names)
     others = sorted(file.name for folder in folders for file in folder.glob("*.ckpt"))
-    shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
     raise InputError(
         f"{key}={path} holds no checkpoint: there is no {looked_for} in it"
-        + (f", but {shown}: give the file itself" if others else "")
+        + (f", but {first_of(others, 3)}: give the file itself" if others else "")
     )

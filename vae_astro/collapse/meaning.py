@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["NUISANCES", "CodeMeaning", "UnitMeaning", "explain_code"]
+__all__ = ["NUISANCES", "CodeMeaning", "UnitMeaning", "explain_code", "in_words"]
 
 WORDS = {
     "sky_level": "the sky level",

@@ -1,14 +1,13 @@
 """The eight exact symmetries of a square: no pixel is invented, none is lost.
 
-What a pose is, on tensors. Batches are turned while they are gathered, by `kernels`, which is
-tested against this.
+What a pose is, on tensors, for data and networks alike. Batches are turned while they are gathered,
+by `kernels`, which is tested against this.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 __all__ = ["N_SYMMETRIES", "apply_symmetries", "apply_symmetry"]
 
@@ -27,7 +26,7 @@ def apply_symmetry(image: Tensor, symmetry: int) -> Tensor:
         0 (the identity) to 7.
     """
     turned = torch.rot90(image, symmetry % 4, dims=(-2, -1))
-    return tv.horizontal_flip(turned) if symmetry >= 4 else turned
+    return turned.flip(-1) if symmetry >= 4 else turned
 
 
 def apply_symmetries(images: Tensor, symmetries: Tensor) -> Tensor:

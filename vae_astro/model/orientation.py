@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from vae_astro.data.augment import N_SYMMETRIES, apply_symmetry
 from vae_astro.errors import InputError
 from vae_astro.model.likelihoods import Likelihood
-from vae_astro.model.symmetry import N_TURNS, turned
 
 __all__ = ["OrientationMarginal"]
 
@@ -85,18 +85,18 @@ class OrientationMarginal(Likelihood):
 
     def log_densities(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """Log-density of each stamp under each turn of ``output``, shape (B, 8), in nats."""
-        turns = [turned(output, turn) for turn in range(N_TURNS)]
+        turns = [apply_symmetry(output, turn) for turn in range(N_SYMMETRIES)]
         return torch.stack([self.given.log_density(image, t, mask, noise) for t in turns], dim=1)
 
     def training_terms(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """The same of what is maximised in training: a central window is that of all turns."""
-        turns = [turned(output, turn) for turn in range(N_TURNS)]
+        turns = [apply_symmetry(output, turn) for turn in range(N_SYMMETRIES)]
         return torch.stack([self.given.training_term(image, t, mask, noise) for t in turns], dim=1)
 
     def training_term(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """See `Likelihood`."""
         by_turn = self.training_terms(image, output, mask, noise)
-        return by_turn.logsumexp(dim=1) - math.log(N_TURNS)
+        return by_turn.logsumexp(dim=1) - math.log(N_SYMMETRIES)
 
     def log_prob(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """See `Likelihood`."""
@@ -107,7 +107,7 @@ class OrientationMarginal(Likelihood):
     def log_density(self, image: Tensor, output: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """See `Likelihood`."""
         by_turn = self.log_densities(image, output, mask, noise)
-        return by_turn.logsumexp(dim=1) - math.log(N_TURNS)
+        return by_turn.logsumexp(dim=1) - math.log(N_SYMMETRIES)
 
     def check_range(self, low: float, high: float) -> None:
         """See `Likelihood`."""
@@ -118,8 +118,8 @@ class OrientationMarginal(Likelihood):
         with torch.no_grad():
             best = self.log_densities(image, output, mask, noise).argmax(dim=1)[:, None, None, None]
         found = output
-        for turn in range(1, N_TURNS):
-            found = torch.where(best == turn, turned(output, turn), found)
+        for turn in range(1, N_SYMMETRIES):
+            found = torch.where(best == turn, apply_symmetry(output, turn), found)
         return found
 
     @torch.no_grad()
@@ -140,9 +140,9 @@ class OrientationMarginal(Likelihood):
         """
         probability = self.training_terms(image, output, mask, noise).softmax(dim=1)
         squared = torch.zeros_like(image)
-        for turn in range(N_TURNS):
+        for turn in range(N_SYMMETRIES):
             weight = probability[:, turn, None, None, None]
-            squared += weight * (image - turned(output, turn)).square()
+            squared += weight * (image - apply_symmetry(output, turn)).square()
         return image - squared.sqrt()
 
     def location(self, output: Tensor) -> Tensor:

@@ -23,31 +23,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from vae_astro.data.augment import N_SYMMETRIES, apply_symmetry
 from vae_astro.model.blocks import GRID, padded_size
 from vae_astro.model.posterior import DiagonalGaussian
 
-__all__ = ["N_TURNS", "D4Encoder", "GroupConv", "turned"]
+__all__ = ["D4Encoder", "GroupConv"]
 
-N_TURNS = 8
-"""Four quarter-turns, each with and without a flip."""
 FOLD = 4
 """Pixels that the first layer folds into channels, along each axis."""
-
-
-def turned(image: Tensor, turn: int) -> Tensor:
-    """``image`` (..., H, W) after ``turn % 4`` quarter-turns, then flipped from 4 on."""
-    image = torch.rot90(image, turn % 4, dims=(-2, -1))
-    return image.flip(-1) if turn >= 4 else image
 
 
 def _seen_from() -> list[list[int]]:
     r"""Row h, column k: the number of the turn :math:`h^{-1} k`."""
     square = torch.arange(9).unflatten(0, (3, 3))
-    number = {tuple(turned(square, turn).flatten().tolist()): turn for turn in range(N_TURNS)}
-    table = [[0] * N_TURNS for _ in range(N_TURNS)]
-    for h in range(N_TURNS):
-        for j in range(N_TURNS):
-            table[h][number[tuple(turned(turned(square, j), h).flatten().tolist())]] = j
+    poses = [apply_symmetry(square, turn) for turn in range(N_SYMMETRIES)]
+    number = {tuple(pose.flatten().tolist()): turn for turn, pose in enumerate(poses)}
+    table = [[0] * N_SYMMETRIES for _ in poses]
+    for h in range(N_SYMMETRIES):
+        for j, pose in enumerate(poses):
+            table[h][number[tuple(apply_symmetry(pose, h).flatten().tolist())]] = j
     return table
 
 
@@ -82,7 +76,7 @@ class GroupConv(nn.Module):
     ) -> None:
         super().__init__()
         self.stride, self.padding, self.lifts = stride, padding, lifts
-        n_poses = 1 if lifts else N_TURNS
+        n_poses = 1 if lifts else N_SYMMETRIES
         # four axes, which can lie channels last
         self.weight = nn.Parameter(torch.empty(n_out, n_in * n_poses, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(n_out))
@@ -91,18 +85,18 @@ class GroupConv(nn.Module):
     def filters(self) -> Tensor:
         """The filters of all poses, shape (8 n_out, n_in * poses, kernel, kernel)."""
         poses = []
-        for turn in range(N_TURNS):
+        for turn in range(N_SYMMETRIES):
             weight: Tensor = self.weight
             if not self.lifts:
-                by_pose = weight.unflatten(1, (-1, N_TURNS)).unbind(2)
+                by_pose = weight.unflatten(1, (-1, N_SYMMETRIES)).unbind(2)
                 ordered = [by_pose[pose] for pose in SEEN_FROM[turn]]
                 weight = torch.stack(ordered, dim=2).flatten(1, 2)
-            poses.append(turned(weight, turn))
+            poses.append(apply_symmetry(weight, turn))
         return torch.stack(poses, dim=1).flatten(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n_in * poses, H, W) to (B, 8 n_out, H', W')."""
-        bias = self.bias.repeat_interleave(N_TURNS)
+        bias = self.bias.repeat_interleave(N_SYMMETRIES)
         return F.conv2d(x, self.filters(), bias, self.stride, self.padding)
 
 
@@ -133,7 +127,7 @@ class FoldedConv(GroupConv):
         """(B, n_bands, H, W) to (B, 8 n_out, S / 4, S / 4), S the padded size."""
         filters = F.pad(self.filters(), (0, self.odd, 0, self.odd))
         folded = F.pixel_unshuffle(F.pad(x, self.edges), FOLD)
-        bias = self.bias.repeat_interleave(N_TURNS)
+        bias = self.bias.repeat_interleave(N_SYMMETRIES)
         return F.conv2d(folded, F.pixel_unshuffle(filters, FOLD), bias, padding=1)
 
 
@@ -142,7 +136,7 @@ class WholeMapConv(GroupConv):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 8 n_in, kernel, kernel) to (B, 8 n_out)."""
-        bias = self.bias.repeat_interleave(N_TURNS)
+        bias = self.bias.repeat_interleave(N_SYMMETRIES)
         return F.linear(x.flatten(1), self.filters().flatten(1), bias)
 
 
@@ -163,7 +157,8 @@ class PoseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as ``x`` (B, 8 n_features, H, W), float32."""
-        weight, bias = (values.repeat_interleave(N_TURNS) for values in (self.weight, self.bias))
+        weight = self.weight.repeat_interleave(N_SYMMETRIES)
+        bias = self.bias.repeat_interleave(N_SYMMETRIES)
         return F.group_norm(x.float(), self.n_groups, weight, bias)
 
 
@@ -211,7 +206,7 @@ class D4Encoder(nn.Module):
 
     def __init__(self, n_bands: int, size: int, latent_dim: int, width: int) -> None:
         super().__init__()
-        n_features = width // N_TURNS
+        n_features = width // N_SYMMETRIES
         cells = padded_size(size) // GRID
         self.trunk = nn.Sequential(
             FoldedConv(n_bands, n_features, size),
@@ -230,6 +225,6 @@ class D4Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> DiagonalGaussian:
         """Posterior of ``image`` (B, C, H, W)."""
-        poses = self.trunk(image).unflatten(1, (-1, N_TURNS))
+        poses = self.trunk(image).unflatten(1, (-1, N_SYMMETRIES))
         mean, log_var = self.head(poses.float().mean(2)).chunk(2, dim=1)
         return DiagonalGaussian(mean, log_var)

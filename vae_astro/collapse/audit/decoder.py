@@ -15,6 +15,7 @@ from vae_astro.collapse.audit.bench import (
 )
 from vae_astro.collapse.audit.calls import reseed
 from vae_astro.collapse.audit.findings import Finding
+from vae_astro.errors import first_of
 
 __all__ = [
     "code_changes_output",
@@ -163,8 +164,8 @@ def gradients_reach_encoder(bench: Bench) -> list[Finding]:
         return [Finding.of("gradient-cut", measured)]
     if silent:
         measured = (
-            f"{len(silent)} of {len(strength)} latent units ({_listed(silent)}) get no gradient "
-            f"from the output, the strongest {float(strength.max()):.2g}"
+            f"{len(silent)} of {len(strength)} latent units ({first_of(silent, 6)}) get no "
+            f"gradient from the output, the strongest {float(strength.max()):.2g}"
         )
         findings.append(Finding.of("units-without-gradient", measured))
     if through <= decoder_only:
@@ -247,8 +248,3 @@ def _moved(gradients: tuple[Tensor | None, ...]) -> set[int]:
 
 def _per_unit(gradient: Tensor) -> Tensor:
     return gradient.flatten(1).abs().amax(0)
-
-
-def _listed(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:6]))
-    return shown if len(numbers) <= 6 else f"{shown}, ..."

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.compute as pc
 
-from vae_astro.collapse.meaning import WORDS
+from vae_astro.collapse.meaning import in_words
 from vae_astro.collapse.units import VERDICT_WORDS
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.progress import duration
@@ -242,16 +242,8 @@ def readable_table(run: Run) -> Table | None:
 
 
 def _named(name: str) -> str:
-    """A property at the head of a line: ``flux of the source``, ``seeing in g``."""
-    return _in_words(name).removeprefix("the ")
-
-
-def _in_words(name: str) -> str:
-    known = WORDS.get(name)
-    if known is not None:
-        return known
-    stem = max((key for key in WORDS if name.startswith(f"{key}_")), key=len, default=None)
-    return name if stem is None else f"{WORDS[stem]} in {name[len(stem) + 1 :]}"
+    """A property at the head of a line: ``flux of the source``, ``seeing (g)``."""
+    return in_words(name).removeprefix("the ")
 
 
 # -- data ----------------------------------------------------------------------------------------

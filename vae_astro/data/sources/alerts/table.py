@@ -24,6 +24,7 @@ from vae_astro.data.sources.fits.images import FITS_SUFFIXES
 from vae_astro.data.sources.reader import Source
 from vae_astro.data.sources.root import FileVersion, Root
 from vae_astro.data.stamp import LARGEST_STAMP, SMALLEST_STAMP, Reject, StampBlock
+from vae_astro.errors import first_of
 from vae_astro.settings import check_int, check_text
 
 if TYPE_CHECKING:  # slow to import, and few need it
@@ -278,5 +279,4 @@ def _folder_value(name: str, key: str) -> str:
 
 def _listing(names: Iterable[str]) -> str:
     """Names of columns, the first of many."""
-    shown = sorted(names)
-    return (", ".join(shown[:20]) or "none") + (" ..." if len(shown) > 20 else "")
+    return first_of(sorted(names), 20) or "none"

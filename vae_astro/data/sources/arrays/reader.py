@@ -24,7 +24,7 @@ from vae_astro.data.sources.fits.planes import Planes
 from vae_astro.data.sources.reader import Source
 from vae_astro.data.sources.root import FileVersion, Root
 from vae_astro.data.stamp import Reject, StampBlock
-from vae_astro.errors import InputError
+from vae_astro.errors import InputError, first_of
 from vae_astro.settings import check_choice, check_int, check_text
 
 __all__ = ["ArrayReader"]
@@ -295,7 +295,7 @@ def _listing(opened: ArrayFile) -> str:
     """The first arrays of a file in words."""
     words = [f"{name} {array.shape} {array.dtype}" for name, array in opened.arrays.items()]
     words += [f"{name} ({error.reason})" for name, error in opened.refused.items()]
-    return ", ".join(words[:20]) + (" ..." if len(words) > 20 else "") or "no arrays"
+    return first_of(words, 20) or "no arrays"
 
 
 def _blocks(

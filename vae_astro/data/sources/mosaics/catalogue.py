@@ -19,7 +19,7 @@ from vae_astro.data.sources.files import GZIP_OR_BZIP2, RefusedError, unpack
 from vae_astro.data.sources.fits.headers import angle_degrees, quiet_astropy
 from vae_astro.data.sources.mosaics.table_formats import MAX_TEXT_BYTES, Table, open_tables
 from vae_astro.data.sources.root import FileVersion, Root, open_root
-from vae_astro.errors import InputError
+from vae_astro.errors import InputError, first_of
 
 __all__ = ["ROLES", "Catalogue", "check_columns", "find_catalogue", "read_catalogue"]
 
@@ -240,10 +240,9 @@ def _choose(
         what = f"has no column {unknown[0]} of data.columns"
     else:
         what = "has no positions: no ra and dec, no x and y by any usual name"
-    listed = ", ".join(seen[:40]) + (" ..." if len(seen) > 40 else "")
     raise RefusedError(
         "no such column",
-        f"the catalogue {what}; its columns are {listed or 'none'}; name them as "
+        f"the catalogue {what}; its columns are {first_of(seen, 40) or 'none'}; name them as "
         "data.columns={ra: RA_COLUMN, dec: DEC_COLUMN} or {x: X_COLUMN, y: Y_COLUMN}",
     )
 
