@@ -86,7 +86,7 @@ def sources(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """Settings of the data module for each data set that is here."""
     found: dict[str, dict[str, Any]] = {
         "simulated": {
-            "root": f"{cfg.stamps}/simulated-2000x{SIZE}-seed0",
+            "root": f"{cfg.stamps_dir}/simulated-2000x{SIZE}-seed0",
             "n_stamps": 2000,
             "size": SIZE,
         }
@@ -99,7 +99,7 @@ def sources(cfg: DictConfig) -> dict[str, dict[str, Any]]:
             "cutouts": ["science"],
             "size": SIZE,
         }
-        cube = Path(cfg.stamps) / "mnist-2000.fits"
+        cube = Path(cfg.stamps_dir) / "mnist-2000.fits"
         write_digits(real / "MNIST" / "raw" / "train-images-idx3-ubyte.gz", cube)
         found["MNIST"] = {"root": str(cube), "cube": "stamps", "size": 28, "augment": False}
     return found

@@ -66,7 +66,7 @@ def stamps_of(cfg: DictConfig) -> Iterator[tuple[str, np.ndarray]]:
 
     yield "digits", torch.tensor(load_digits().images[:, None] / 16)
     common = {"store_dir": cfg.store_dir, "size": SIZE, "augment": False, "test_fraction": 0.0}
-    simulated = {"root": f"{cfg.stamps}/simulated-2000x{SIZE}-seed0", "n_stamps": 2000}
+    simulated = {"root": f"{cfg.stamps_dir}/simulated-2000x{SIZE}-seed0", "n_stamps": 2000}
     sources = {"simulated": simulated | {"normalize": {"gain": 6.2}}}
     if cfg.real_data:
         alerts = f"{cfg.real_data}/ztf_alerts"

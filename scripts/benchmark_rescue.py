@@ -95,7 +95,7 @@ def run(overrides: tuple[str, ...], cfg: DictConfig) -> Outcome:
     """Train one run in a folder that is thrown away."""
     from vae_astro.run import train
 
-    data = (f"data.root={cfg.stamps}/rescue-{cfg.size}", f"data.store_dir={cfg.store_dir}")
+    data = (f"data.root={cfg.stamps_dir}/rescue-{cfg.size}", f"data.store_dir={cfg.store_dir}")
     composed = hydra.compose("config", [*COMMON, *SIZES[cfg.size], *data, *overrides])
     settings: Any = OmegaConf.to_container(composed, resolve=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -195,11 +195,10 @@ def results(rows: list[Row]) -> dict[str, list[dict[str, Any]]]:
 @endings.past_hydra
 def main(cfg: DictConfig) -> None:
     """Run them all, print the table, write the figures."""
-    import warnings
-
+    from vae_astro.run import quieten
     from vae_astro.settings import check_choice
 
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    quieten()
     faults = FAULTS[: N_FAULTS[check_choice("size", cfg.size, tuple(N_FAULTS))]]
     rows: list[Row] = []
     right = {network: run(network, cfg) for network in dict.fromkeys(f.network for f in faults)}

@@ -163,6 +163,13 @@ def test_a_run_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "a person's"
 
 
+@pytest.mark.parametrize("config", sorted(file.stem for file in CONF.glob("*.yaml")))
+def test_no_key_of_a_command_is_called_like_a_folder_of_choices(config: str) -> None:
+    keys = {key.name for key in FILES.keys(None, config)}
+    folders = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+    assert not keys & folders  # Hydra takes KEY=VALUE for a choice, and knows none
+
+
 @pytest.mark.parametrize("name", ["with space", "Größe", "a;b", "per%cent", "quo'te", "$HOME"])
 def test_a_run_folder_may_be_called_anything(name: str, tmp_path: Path) -> None:
     assert check(composed(), tmp_path / name).seed == 0
