@@ -344,7 +344,7 @@ def test_fewer_units_than_forecast_are_told_in_full() -> None:
 def test_too_few_directions_are_told_in_full() -> None:
     few = foreseen(spectrum_of(8.0, 0.0, 0.0, 0.0, 0.0), 5, 1.0)
     assert paragraph(1.0, 0, 0, 0, 0, of=few) == (
-        "Partial collapse: only 1 of 5 latent units are active and carry 1 nats per stamp. "
+        "Partial collapse: only 1 of 5 latent units is active and carries 1 nats per stamp. "
         "Forecast before training: partial collapse, 1.04 nats in 1 unit; the KL came within 4 %. "
         "Cause: beta * s2 is 1, and the stamps vary by 8 along their strongest direction; "
         "directions that exceed it: 1; the stamps have no more directions. Most useful change: "
@@ -450,5 +450,5 @@ def test_the_last_fifth_of_a_run_decides_whether_it_was_learning(last: float, ri
 
 def test_figures_round_to_three_digits() -> None:
     assert judged_as(1.23456, 0.0).figures == (
-        "1 of 2 latent units are active and carry 1.23 nats per stamp"
+        "1 of 2 latent units is active and carries 1.23 nats per stamp"
     )

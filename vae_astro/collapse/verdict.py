@@ -51,8 +51,9 @@ class CollapseVerdict:
     @property
     def figures(self) -> str:
         """What there is, in words."""
+        verbs = "is active and carries" if self.active_units == 1 else "are active and carry"
         return (
-            f"{self.active_units} of {self.latent_dim} latent units are active and carry "
+            f"{self.active_units} of {self.latent_dim} latent units {verbs} "
             f"{self.kl_nats:.3g} nats per stamp"
         )
 
