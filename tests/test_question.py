@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from vae_astro import VAE
-from vae_astro.collapse.convert import convert_likelihood
+from vae_astro.collapse.convert import convert_loss
 from vae_astro.data.simulate import simulate
 from vae_astro.errors import InputError
 from vae_astro.folders import register_resolvers
@@ -183,8 +183,8 @@ def test_own_weight_is_the_same_loss_as_the_learned_sigma() -> None:
     vae = network()
     vae.likelihood.scale.mean_square.fill_(0.3)
     own = outcome_of(vae, METRICS, [batch()], **ABOUT).own_weight
-    settings = {"name": "pixel_mean_mse", "kl_weight": own}
-    assert convert_likelihood(settings, n_good_pixels=256).beta_s2 == pytest.approx(0.3, rel=1e-5)
+    found = convert_loss(loss="mse", reduction="pixel_mean", shape="16x16", weight=own)
+    assert found.beta_s2 == pytest.approx(0.3, rel=1e-5)
 
 
 def test_stamps_that_are_twice_as_large_need_four_times_the_weight() -> None:

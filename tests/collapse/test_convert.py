@@ -18,14 +18,11 @@ from vae_astro.collapse.convert import (
     BATCH_REDUCTIONS,
     KL_REDUCTIONS,
     REDUCTIONS,
-    convert_likelihood,
     convert_loss,
     parse_shape,
 )
 from vae_astro.errors import InputError
-from vae_astro.model.likelihoods import LIKELIHOODS
 from vae_astro.objective.kl import gaussian_kl_per_unit
-from vae_astro.settings import build
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (3, 5, 4)
@@ -272,71 +269,6 @@ def test_absolute_error_without_a_scale_is_refused_and_told_as_a_laplace_density
         convert_loss(loss="l1", reduction="pixel_mean", shape="4x4", weight=0.5)
 
 
-# Likelihoods of the project
-
-
-@pytest.mark.parametrize("name", ["gaussian", "sigma", "noise"])
-def test_a_gaussian_likelihood_trains_on_a_constant_times_the_honest_objective(name):
-    std, beta, noise = 0.7, 3.0, 2.0
-    settings = {"name": name, "std": std} if name == "gaussian" else {"name": name}
-    learned = None if name == "gaussian" else std**2
-    found = convert_likelihood(
-        settings, n_good_pixels=N_PIXELS, beta=beta, decoder_variance=learned
-    )
-    likelihood = build("likelihood", LIKELIHOODS, settings, n_bands=3)
-    if learned:
-        scale = likelihood.scale if name == "sigma" else likelihood.inflation
-        scale.mean_square.fill_(learned)
-    # with likelihood=noise everything counts in the noise of the pixel
-    unit = noise if name == "noise" else 1.0
-    image, output, kl_per_unit = (value.float() for value in draw(0))
-    mask = torch.ones_like(image, dtype=torch.bool)
-
-    def loss(x, location, kl):
-        term = likelihood.training_term(
-            unit * x, unit * location, mask, torch.full_like(x, noise)
-        ).mean()
-        return beta * likelihood.kl_weight * kl.sum(1).mean() - term
-
-    offset = loss(image, image, 0 * kl_per_unit)
-    ratio = (loss(image, output, kl_per_unit) - offset) / honest(
-        image, output, kl_per_unit, found.beta_s2
-    )
-    # float32 sums of 60 pixels
-    assert float(ratio) == pytest.approx(1 / std**2, rel=1e-4)
-
-
-def test_the_pixel_mean_of_the_project_counts_good_pixels():
-    settings = {"name": "pixel_mean_mse", "kl_weight": 1000.0}
-    found = convert_likelihood(settings, n_good_pixels=3969, beta=0.5)
-    assert found.weight == 500.0
-    assert found.beta_s2 == pytest.approx(500 * 3969 / 2)
-
-
-def test_a_bernoulli_likelihood_is_told_like_cross_entropy():
-    p = 0.2
-    found = convert_likelihood(
-        {"name": "bernoulli", "kind": "binary"},
-        n_good_pixels=10,
-        beta=3.0,
-        decoder_variance=1 / (p * (1 - p)),
-    )
-    assert found == convert_loss(loss="bce", reduction="pixel_sum", mean_pixel=p, weight=3.0)
-
-
-def test_student_t_is_no_gaussian():
-    found = convert_likelihood({"name": "student_t"}, n_good_pixels=9, decoder_variance=2.0)
-    assert found.beta_s2 == 2.0
-    assert not found.is_exact
-    assert "Student" in found.equivalent
-
-
-@pytest.mark.parametrize("name", LIKELIHOODS)
-def test_every_likelihood_of_the_project_converts(name):
-    found = convert_likelihood({"name": name}, n_good_pixels=100, decoder_variance=0.5, beta=2.0)
-    assert found.weight_for(2 * found.beta_s2) == pytest.approx(2 * found.weight)
-
-
 # What is told
 
 
@@ -346,10 +278,6 @@ def test_equivalents_are_told_for_every_density():
     assert laplace.equivalent == (
         "a Laplace density of scale 3 at beta = 1, or beta = 6 at scale = 0.5; near its optimum "
         "like a Gaussian with sigma = 1.225"
-    )
-    student = convert_likelihood({"name": "student_t"}, n_good_pixels=9, decoder_variance=4.0)
-    assert student.equivalent == (
-        "Student's t at beta = 1; near its optimum like a Gaussian with sigma = 2"
     )
     bernoulli = convert_loss(loss="bce", reduction="pixel_sum", mean_pixel=0.5, weight=4.0)
     assert bernoulli.equivalent == (
@@ -402,15 +330,6 @@ def test_the_ends_of_float64_are_refused_with_the_number(weight):
     )
 
 
-@pytest.mark.parametrize("name", ["gaussian", "pixel_mean_mse", "sigma", "bernoulli", "student_t"])
-def test_an_eigenvalue_goes_with_every_likelihood(name):
-    found = convert_likelihood(
-        {"name": name}, n_good_pixels=50, decoder_variance=2.0, eigenvalue=3.0
-    )
-    assert found.eigenvalue == 3.0
-    assert found.collapses == (found.threshold >= 3.0)
-
-
 # Bad input
 
 
@@ -453,21 +372,6 @@ def test_an_eigenvalue_goes_with_every_likelihood(name):
 def test_what_is_no_loss_is_refused_by_the_name_of_its_key(settings, message):
     with pytest.raises(InputError, match=message):
         convert_loss(**settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "given", "message"),
-    [
-        ({"name": "sigma"}, {}, "likelihood=sigma needs decoder_variance"),
-        ({"name": "sigma"}, {"decoder_variance": 0.0}, "decoder_variance must be greater"),
-        ({"name": "gaussian"}, {"beta": 0.0}, "beta must be greater than 0"),
-        ({"name": "gaussian", "std": 0.0}, {}, "likelihood.std must be greater"),
-        ({"name": "mse"}, {}, "likelihood.name is 'mse'"),
-    ],
-)
-def test_a_likelihood_that_cannot_be_converted_is_refused(settings, given, message):
-    with pytest.raises(InputError, match=message):
-        convert_likelihood(settings, n_good_pixels=100, **given)
 
 
 @pytest.mark.parametrize(
@@ -523,22 +427,6 @@ def test_a_likelihood_that_cannot_be_converted_is_refused(settings, given, messa
 def test_a_refusal_says_what_was_given_and_what_is_wanted(settings, message):
     with pytest.raises(InputError) as refused:
         convert_loss(**settings)
-    assert str(refused.value) == message
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({}, "likelihood=sigma needs decoder_variance, of a pixel given the picture"),
-        ({"decoder_variance": -1.0}, "decoder_variance must be greater than 0, got -1"),
-        ({"beta": 0}, "beta must be greater than 0, got 0"),
-        ({"n_good_pixels": 0}, "n_good_pixels must be greater than 0, got 0"),
-        ({"decoder_variance": 1.0, "eigenvalue": -1}, "eigenvalue must be at least 0, got -1"),
-    ],
-)
-def test_a_likelihood_is_refused_by_the_key_that_is_wrong(given, message):
-    with pytest.raises(InputError) as refused:
-        convert_likelihood({"name": "sigma"}, **{"n_good_pixels": 100, **given})
     assert str(refused.value) == message
 
 

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vae_astro.errors import InputError
-from vae_astro.settings import build, check_choice, check_int, check_number
+from vae_astro.settings import check_choice, check_int, check_number
 
-__all__ = ["LOSSES", "Conversion", "convert_likelihood", "convert_loss", "parse_shape"]
+__all__ = ["LOSSES", "Conversion", "convert_loss", "parse_shape"]
 
 LOSSES = ("mse", "sse", "half_mse", "half_sse", "gaussian", "bce", "l1")
 """Squared error (``mse``, ``sse``), half of it, Gaussian log-density, cross-entropy, |error|."""
@@ -56,7 +55,7 @@ class Conversion:
         squared.
     weight : float
         The factor on the KL that was converted.
-    density : {"gaussian", "bernoulli", "laplace", "student_t"}
+    density : {"gaussian", "bernoulli", "laplace"}
         What the reconstruction term is a log-density of, up to factors.
     s2 : float
         Its variance for the decoder's output (one over its curvature): ``beta`` counts in it.
@@ -129,8 +128,6 @@ class Conversion:
             scale = math.sqrt(self.s2)
             one = f"a Laplace density of scale {scale * self.beta:.4g} at beta = 1"
             return f"{one}, or beta = {beta} at scale = {scale:.4g}; {near}"
-        if self.density == "student_t":
-            return f"Student's t at beta = {beta}; {near}"
         return f"a Bernoulli density at beta = {beta}; {near} in logits"
 
     @property
@@ -243,65 +240,6 @@ def convert_loss(
     else:
         beta_s2 = beside_sum if loss.startswith("half") else beside_sum / 2
     return Conversion(beta_s2, weight, "gaussian", s2, eigenvalue=eigenvalue)
-
-
-def convert_likelihood(
-    settings: Mapping[str, Any],
-    *,
-    n_good_pixels: float,
-    beta: float = 1.0,
-    decoder_variance: float | None = None,
-    eigenvalue: float | None = None,
-) -> Conversion:
-    """Convert a likelihood of this project.
-
-    Parameters
-    ----------
-    settings : mapping
-        The group ``likelihood`` of a configuration: its name and keys.
-    n_good_pixels : float
-        Good pixels of a stamp, all bands together (their mean, where stamps differ).
-    beta : float
-        Where the schedule ends.
-    decoder_variance : float, optional
-        Variance of a pixel given the picture, in units of the decoder's output squared: what
-        ``sigma``, ``noise`` and ``student_t`` learn, what the pixels' mean makes of
-        ``bernoulli``. Needed for these; a forecast has it. With ``noise`` stamps and eigenvalues
-        count in the noise of each pixel.
-    eigenvalue : float, optional
-        As in `convert_loss`.
-
-    Returns
-    -------
-    Conversion
-        Its weight is the whole factor on the KL, ``likelihood.kl_weight * beta``.
-
-    Raises
-    ------
-    InputError
-        Settings that are none, or a number that is missing or out of range.
-    """
-    # torch takes a second to import, and `convert_loss` needs none of it
-    from vae_astro.model import likelihoods
-
-    likelihood = build("likelihood", likelihoods.LIKELIHOODS, settings, n_bands=1)
-    weight = check_number("beta", beta, above=0) * likelihood.kl_weight
-    n_good_pixels = check_number("n_good_pixels", n_good_pixels, above=0)
-    eigenvalue = _checked("eigenvalue", eigenvalue, minimum=0)
-    if isinstance(likelihood, likelihoods.PixelMeanMSE):
-        beta_s2 = weight * n_good_pixels / 2
-        return Conversion(beta_s2, weight, "gaussian", 1.0, eigenvalue=eigenvalue)
-    if isinstance(likelihood, likelihoods.FixedGaussian):
-        s2 = likelihood.std**2
-    else:
-        asked_by = f"likelihood={settings['name']}"
-        s2 = _needed("decoder_variance", decoder_variance, asked_by, "of a pixel given the picture")
-        s2 = check_number("decoder_variance", s2, above=0)
-    if isinstance(likelihood, likelihoods.Bernoulli):
-        # an exponential family: the curvature in the logit is the slope of the mean
-        return Conversion(weight * s2, weight, "bernoulli", s2, 1 / s2, eigenvalue)
-    density = "student_t" if isinstance(likelihood, likelihoods.StudentT) else "gaussian"
-    return Conversion(weight * s2, weight, density, s2, eigenvalue=eigenvalue)
 
 
 def parse_shape(shape: object) -> tuple[int, ...]:
