@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,18 +32,17 @@ CONF = Path(__file__).parents[1] / "conf"
 register_resolvers()
 register_help(CONF)
 
-N_SIMULATED = 200
-"""Stamps that are drawn where none are given, a few seconds' worth."""
-
 
 @hydra.main(config_path="../conf", config_name="audit", version_base="1.3")
 @past_hydra
 def main(cfg: DictConfig) -> None:
     """Audit ``target`` or ``checkpoint`` and print what is found."""
+    from vae_astro.api import N_SIMULATED, as_trained, stamps_to_audit, trained_with
+    from vae_astro.collapse.audit import audit
     from vae_astro.errors import InputError
 
     if "n_stamps" in cfg.data and not _typed("data.n_stamps"):
-        cfg.data.n_stamps = N_SIMULATED
+        cfg.data.n_stamps = N_SIMULATED  # before the root that is named after it is resolved
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     if (settings["target"] is None) == (settings["checkpoint"] is None):
         raise InputError(
@@ -54,16 +54,12 @@ def main(cfg: DictConfig) -> None:
     shape: tuple[int, ...] | None = None
     data = settings["data"]
 
-    from vae_astro.api import stamps_to_audit, trained_with
-    from vae_astro.collapse.audit import audit
-
     if settings["checkpoint"] is not None:
         model, trained_on = trained_with(settings["checkpoint"])
         shape = model.stamp_shape
         if trained_on is not None and not _typed("data"):
             data = trained_on
-        # as it was trained
-        data = {**data, "normalize": dict(model.hparams["normalize"] or {})}
+        data = as_trained(model, data)
     else:
         model = _made(settings["target"], settings["target_args"], settings["seed"])
     stamps = stamps_to_audit(data, shape, settings["n_audited"])
@@ -104,31 +100,21 @@ def _made(name: str, arguments: dict[str, Any] | None, seed: object) -> nn.Modul
     """The model that a class or function makes, or that stands under the name itself."""
     found = _found("target", name)
 
-    import torch
     from torch import nn
 
+    from vae_astro.api import made_by
     from vae_astro.errors import InputError
-    from vae_astro.settings import check_int
 
-    torch.manual_seed(check_int("seed", seed, minimum=0))
-    model = found
-    if not isinstance(found, nn.Module):
-        if not callable(found):
-            raise InputError(f"target={name} is a {type(found).__name__}, not a class or function")
-        try:
-            model = found(**(arguments or {}))
-        except Exception as error:  # a constructor may raise anything
-            try:
-                needs = f"; it is called as {name.split(':')[1]}{inspect.signature(found)}"
-            except (TypeError, ValueError):
-                needs = ""
-            raise InputError(
-                f"target={name} cannot be made: {type(error).__name__}: {error}{needs}: give "
-                "target_args.name=value"
-            ) from error
-    if not isinstance(model, nn.Module):
-        raise InputError(f"target={name} makes a {type(model).__name__}, not a torch.nn.Module")
-    return model
+    if isinstance(found, nn.Module):
+        return found
+    if not callable(found):
+        raise InputError(f"target={name} is a {type(found).__name__}, not a class or function")
+    try:
+        remedy = f"it is called as {name.split(':')[1]}{inspect.signature(found)}: "
+    except (TypeError, ValueError):
+        remedy = ""
+    remedy += "give target_args.name=value"
+    return made_by(partial(found, **(arguments or {})), seed, f"target={name}", remedy)
 
 
 if __name__ == "__main__":

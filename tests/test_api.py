@@ -197,7 +197,7 @@ def test_a_checkpoint_is_audited_on_the_stamps_of_its_run(folder: Path, tmp_path
     ("model", "words"),
     [
         (3, "model must be a torch.nn.Module, what makes one, or a checkpoint, got int"),
-        (lambda: 3, "what makes the model gave a int"),
+        (lambda: 3, r"<lambda>\(\) makes a int, not a torch.nn.Module"),
         (lambda size: nn.Linear(size, size), r"TypeError: .*give a model, or a function without"),
     ],
 )

@@ -183,7 +183,7 @@ def test_own_weight_is_the_same_loss_as_the_learned_sigma() -> None:
     vae = network()
     vae.likelihood.scale.mean_square.fill_(0.3)
     own = outcome_of(vae, METRICS, [batch()], **ABOUT).own_weight
-    found = convert_loss(loss="mse", shape="16x16", weight=own)
+    found = convert_loss(loss="mse", reduction="pixel_mean", shape="16x16", weight=own)
     assert found.beta_s2 == pytest.approx(0.3, rel=1e-5)
 
 

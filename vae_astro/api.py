@@ -30,7 +30,8 @@ from vae_astro.objective.beta import SCHEDULES
 from vae_astro.settings import build, check_int, construct
 from vae_astro.vae import VAE
 
-__all__ = ["audit", "forecast", "normalized_stamps", "stamps_to_audit", "trained_with"]
+__all__ = ["N_SIMULATED", "as_trained", "audit", "forecast", "made_by", "normalized_stamps",
+           "stamps_to_audit", "trained_with"]  # fmt: skip
 
 N_AUDITED = 64
 N_SIMULATED = 200
@@ -155,7 +156,41 @@ def trained_with(checkpoint: str) -> tuple[VAE, dict[str, Any] | None]:
     path = find_checkpoint("checkpoint", checkpoint)
     saved = load_checkpoint(path)["vae_astro"]["settings"]
     vae = VAE.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    return vae, None if saved is None else {**saved["data"], "normalize": _settings_of(vae)}
+    return vae, None if saved is None else as_trained(vae, saved["data"])
+
+
+def as_trained(vae: VAE, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings ``data`` of `StampDataModule`, normalising as the model was trained."""
+    return {**data, "normalize": _settings_of(vae)}
+
+
+def made_by(make: Callable[[], nn.Module], seed: object, name: str, remedy: str) -> nn.Module:
+    """The model that a function or class makes, from weights of this seed; random states stay.
+
+    Parameters
+    ----------
+    make : callable
+        Without arguments.
+    seed : int
+        Of the weights.
+    name, remedy : str
+        What to call it where it fails, and what to do then.
+
+    Raises
+    ------
+    InputError
+        It raises, or makes no module.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(check_int("seed", seed, minimum=0))
+        try:
+            made = make()
+        except Exception as error:  # a constructor may raise anything
+            told = f"{type(error).__name__}: {error}"
+            raise InputError(f"{name} cannot be made: {told}; {remedy}") from error
+    if not isinstance(made, nn.Module):
+        raise InputError(f"{name} makes a {type(made).__name__}, not a torch.nn.Module")
+    return made
 
 
 def stamps_to_audit(
@@ -314,22 +349,12 @@ def _normalizer_of(stamps: object, normalize: Mapping[str, Any] | None) -> Norma
 
 
 def _made(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """The model that a function or class makes, from weights of this seed; random states stay."""
+    """`made_by` of what may not be callable."""
     if not callable(make):
         raise InputError(
             f"model must be a torch.nn.Module, what makes one, or a checkpoint, got "
             f"{type(make).__name__}"
         )
-    with torch.random.fork_rng():
-        torch.manual_seed(check_int("seed", seed, minimum=0))
-        try:
-            made = make()
-        except Exception as error:  # a constructor may raise anything
-            name = getattr(make, "__name__", type(make).__name__)
-            raise InputError(
-                f"{name}() cannot be made: {type(error).__name__}: {error}; give a model, or a "
-                f"function without arguments: audit(lambda: {name}(...))"
-            ) from error
-    if not isinstance(made, nn.Module):
-        raise InputError(f"what makes the model gave a {type(made).__name__}, not a Module")
-    return made
+    name = getattr(make, "__name__", type(make).__name__)
+    remedy = f"give a model, or a function without arguments: audit(lambda: {name}(...))"
+    return made_by(make, seed, f"{name}()", remedy)

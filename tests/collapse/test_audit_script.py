@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from vae_astro.api import made_by
 from vae_astro.data.simulate import simulate
 from vae_astro.errors import InputError
 from vae_astro.vae import VAE
@@ -126,6 +127,21 @@ def test_target_that_cannot_be_made_is_told_with_the_next_step(
 ):
     with pytest.raises(InputError, match=message):
         script._made(target, arguments, 0)
+
+
+def test_a_target_has_the_weights_of_its_seed_as_a_model_that_is_made_in_python(script, here):
+    from mine import Mine
+
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    models = [
+        script._made("mine:Mine", {"size": 20}, 3),
+        made_by(lambda: Mine(20), 3, "Mine", "give a model"),
+    ]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*(model.encoder.weight for model in models))
+    other = script._made("mine:Mine", {"size": 20}, 4)
+    assert not torch.equal(models[0].encoder.weight, other.encoder.weight)
 
 
 def test_target_may_be_a_model_that_stands_ready(script, here):
