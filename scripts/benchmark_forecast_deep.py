@@ -9,7 +9,6 @@ far its largest eigenvalue lies from the threshold. Nothing about the forecast w
 from __future__ import annotations
 
 import gzip
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 import hydra
 import numpy as np
+from benchmarks.table import Row, write_json
 from omegaconf import DictConfig
 
 from vae_astro.command import endings
@@ -244,32 +244,31 @@ def kl_errors(rows: list[dict[str, Any]]) -> list[float]:
     ]
 
 
-def results(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def results(rows: list[dict[str, Any]]) -> list[Row]:
+    """The rows that the benchmarks share."""
     errors = kl_errors(rows)
-    common = {"spread": None, "against": "forecast"}
-    return {
-        "rows": [
-            {
-                "name": "collapse or not called right",
-                "value": sum(map(right, rows)) / len(rows),
-                "unit": "share",
-                "base": len(rows),
-                "hard": f"at least {NEEDED['calls']} of {N_SETTINGS['full']}",
-                "note": "settings more than 30 % from the threshold",
-                **common,
-            },
-            {
-                "name": "KL trained over forecast, median error",
-                "value": float(np.median(errors)) if errors else None,
-                "unit": "ratio",
-                "base": len(errors),
-                "hard": f"all within {NEEDED['kl_off']}",
-                "note": f"largest error {max(errors, default=float('nan')):.3f}",
-                **common,
-            },
-        ],
-        "runs": rows,
-    }
+    return [
+        Row(
+            name="collapse or not called right",
+            value=sum(map(right, rows)) / len(rows),
+            spread=None,
+            unit="share",
+            base=len(rows),
+            hard=f"at least {NEEDED['calls']} of {N_SETTINGS['full']}",
+            note="settings more than 30 % from the threshold",
+            against="forecast",
+        ),
+        Row(
+            name="KL trained over forecast, median error",
+            value=float(np.median(errors)) if errors else None,
+            spread=None,
+            unit="ratio",
+            base=len(errors),
+            hard=f"all within {NEEDED['kl_off']}",
+            note=f"largest error {max(errors, default=float('nan')):.3f}",
+            against="forecast",
+        ),
+    ]
 
 
 def selected(cfg: DictConfig) -> Iterator[tuple[Setting, dict[str, Any]]]:
@@ -300,7 +299,7 @@ def main(cfg: DictConfig) -> None:
         print(line(rows[-1]), flush=True)
     print(closing(rows))
     if cfg.out:
-        Path(cfg.out).write_text(json.dumps(results(rows), indent=2) + "\n")
+        write_json(Path(cfg.out), results(rows), runs=rows)
 
 
 if __name__ == "__main__":

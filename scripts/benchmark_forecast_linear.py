@@ -9,7 +9,6 @@ sees them whitened: for linear maps that only changes the coordinates, and makes
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import hydra
 import numpy as np
+from benchmarks.table import Row, write_json
 from omegaconf import DictConfig
 
 from vae_astro.command import endings
@@ -35,7 +35,7 @@ N_STEPS = {"full": 1500, "small": 100}
 
 
 @dataclass(frozen=True)
-class Row:
+class Pair:
     """One training: forecast and outcome."""
 
     data: str
@@ -148,7 +148,7 @@ def batch_of(stamps):
     }
 
 
-def fixed_scale(name: str, stamps, size: str) -> Iterator[Row]:
+def fixed_scale(name: str, stamps, size: str) -> Iterator[Pair]:
     """Thresholds from just below the largest eigenvalue to that of the last latent unit."""
     from vae_astro.collapse.forecast import outlook
     from vae_astro.collapse.spectrum import measure_spectrum
@@ -163,7 +163,7 @@ def fixed_scale(name: str, stamps, size: str) -> Iterator[Row]:
         foreseen = outlook(measured, LATENT_DIM, RatePenalty(1.0))
         began = time.perf_counter()
         kl, variance, _ = train(stamps, likelihood, 1.0, N_STEPS[size])
-        yield Row(
+        yield Pair(
             name,
             float(threshold),
             foreseen.kl_nats,
@@ -207,7 +207,7 @@ def learned_scale(name: str, stamps, size: str) -> dict[str, float | str]:
     }
 
 
-def table(rows: list[Row], learned: list[dict[str, float | str]]) -> str:
+def table(rows: list[Pair], learned: list[dict[str, float | str]]) -> str:
     lines = [
         "data          beta s2   KL forecast   trained     off   units forecast  trained  right"
     ]
@@ -228,20 +228,20 @@ def table(rows: list[Row], learned: list[dict[str, float | str]]) -> str:
     return "\n".join(lines)
 
 
-def results(rows: list[Row], learned: list[dict[str, float | str]]) -> dict[str, list[dict]]:
+def results(rows: list[Pair], learned: list[dict[str, float | str]]) -> list[Row]:
     """The rows that the benchmarks share: each a trained figure over its forecast."""
     found = [
-        {
-            "name": f"KL, {row.data}, beta s2 = {row.threshold:.4g}",
-            "value": row.kl_trained / row.kl_forecast,
-            "spread": None,
-            "unit": "ratio",
-            "base": row.kl_forecast,
-            "hard": "within 0.02 of 1",
-            "against": "forecast",
-            "note": f"{row.units_trained} active units, forecast {row.units_forecast}; "
+        Row(
+            name=f"KL, {row.data}, beta s2 = {row.threshold:.4g}",
+            value=row.kl_trained / row.kl_forecast,
+            spread=None,
+            unit="ratio",
+            base=row.kl_forecast,
+            hard="within 0.02 of 1",
+            against="forecast",
+            note=f"{row.units_trained} active units, forecast {row.units_forecast}; "
             f"{row.seconds:.0f} s",
-        }
+        )
         for row in rows
     ]
     for row in learned:
@@ -250,18 +250,18 @@ def results(rows: list[Row], learned: list[dict[str, float | str]]) -> dict[str,
             ("sigma", "sigma", "pca_sigma"),
         ):
             found.append(
-                {
-                    "name": f"{name} of a learned sigma, {row['data']}",
-                    "value": row[value],
-                    "spread": None,
-                    "unit": "nat" if name == "ELBO" else "normalised pixel",
-                    "base": row[against],
-                    "hard": "within 0.1 nat" if name == "ELBO" else "within 1 %",
-                    "against": "scikit-learn PCA",
-                    "note": "",
-                }
+                Row(
+                    name=f"{name} of a learned sigma, {row['data']}",
+                    value=row[value],
+                    spread=None,
+                    unit="nat" if name == "ELBO" else "normalised pixel",
+                    base=row[against],
+                    hard="within 0.1 nat" if name == "ELBO" else "within 1 %",
+                    against="scikit-learn PCA",
+                    note="",
+                )
             )
-    return {"rows": found}
+    return found
 
 
 @hydra.main(config_path="../conf", config_name="benchmark", version_base="1.3")
@@ -269,7 +269,7 @@ def results(rows: list[Row], learned: list[dict[str, float | str]]) -> dict[str,
 def main(cfg: DictConfig) -> None:
     """Train them all, print the table, write the figures."""
 
-    rows: list[Row] = []
+    rows: list[Pair] = []
     learned: list[dict[str, float | str]] = []
     for name, stamps in stamps_of(cfg):
         for row in fixed_scale(name, stamps, cfg.size):
@@ -278,7 +278,7 @@ def main(cfg: DictConfig) -> None:
         learned.append(learned_scale(name, stamps, cfg.size))
     print(table(rows, learned))
     if cfg.out:
-        Path(cfg.out).write_text(json.dumps(results(rows, learned), indent=2) + "\n")
+        write_json(Path(cfg.out), results(rows, learned))
 
 
 if __name__ == "__main__":

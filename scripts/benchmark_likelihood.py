@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import gzip
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import hydra
 import numpy as np
+from benchmarks.table import Row, write_json
 from omegaconf import DictConfig
 
 from vae_astro.command import endings
@@ -205,7 +205,7 @@ def evaluate(vae, image, n_samples: int) -> float:
     return total / len(image)
 
 
-def run(plan: Plan, folder: Path, device, say: Callable[[str], None]) -> list[dict]:
+def run(plan: Plan, folder: Path, device, say: Callable[[str], None]) -> Row:
     import torch
 
     grey, test = digits(folder, "train"), digits(folder, "t10k")
@@ -230,17 +230,16 @@ def run(plan: Plan, folder: Path, device, say: Callable[[str], None]) -> list[di
         f"digits, {plan.n_test_samples} samples; ELBO {elbo:.2f}; by epoch: "
         + ", ".join(f"{epoch}: {bound:.1f}" for epoch, bound in curve[:: max(1, len(curve) // 8)])
     )
-    row = {
-        "name": f"test log-likelihood, {plan.name}",
-        "value": likelihood,
-        "spread": None,
-        "unit": "nats",
-        "base": plan.published,
-        "hard": "within 0.5 of it, at full size",
-        "against": "published",
-        "note": note,
-    }
-    return [row]
+    return Row(
+        name=f"test log-likelihood, {plan.name}",
+        value=likelihood,
+        spread=None,
+        unit="nats",
+        base=plan.published,
+        hard="within 0.5 of it, at full size",
+        against="published",
+        note=note,
+    )
 
 
 @hydra.main(config_path="../conf", config_name="benchmark_likelihood", version_base="1.3")
@@ -262,11 +261,11 @@ def main(cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(cfg.real_data).expanduser()
-    rows = [row for plan in chosen for row in run(plan, folder, device, print)]
+    rows = [run(plan, folder, device, print) for plan in chosen]
     for row in rows:
-        print(f"{row['name']:36s} {row['value']:9.2f}  (published {row['base']})  {row['note']}")
+        print(f"{row.name:36s} {row.value:9.2f}  (published {row.base})  {row.note}")
     if cfg.out:
-        Path(cfg.out).write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+        write_json(Path(cfg.out), rows)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ isolation forest learns from the principal components of all of them, the other 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import hydra
 import numpy as np
+from benchmarks.table import Row, write_json
 from omegaconf import DictConfig
 
 from vae_astro.command import endings
@@ -74,7 +74,7 @@ def methods(signs, images: np.ndarray) -> dict[str, Callable]:
     }
 
 
-def measure(cfg: DictConfig) -> list[dict]:
+def measure(cfg: DictConfig) -> list[Row]:
     import torch
     from benchmarks.oddities import ODDITIES, plant_on
 
@@ -105,16 +105,16 @@ def measure(cfg: DictConfig) -> list[dict]:
     by_p = found.pop("p-value")
     alarms = float(np.mean(-by_p(*fresh) < ALARMS))
     rows = [
-        {
-            "name": "false alarms at p < 0.01",
-            "value": alarms,
-            "spread": float(np.sqrt(ALARMS * (1 - ALARMS) * (1 / n_fresh + 1 / n_calibration))),
-            "unit": "share of normal stamps",
-            "base": ALARMS,
-            "hard": "0.005 to 0.02",
-            "against": "the p-value's own promise, on average over calibrations",
-            "note": f"{n_fresh} fresh stamps, {n_calibration} to calibrate",
-        }
+        Row(
+            name="false alarms at p < 0.01",
+            value=alarms,
+            spread=float(np.sqrt(ALARMS * (1 - ALARMS) * (1 / n_fresh + 1 / n_calibration))),
+            unit="share of normal stamps",
+            base=ALARMS,
+            hard="0.005 to 0.02",
+            against="the p-value's own promise, on average over calibrations",
+            note=f"{n_fresh} fresh stamps, {n_calibration} to calibrate",
+        )
     ]
     recalls = {}
     for name, oddness in found.items():
@@ -127,24 +127,23 @@ def measure(cfg: DictConfig) -> list[dict]:
     for name, recall in recalls.items():
         mean = float(np.mean(list(recall.values())))
         rows.append(
-            {
-                "name": f"recall, {name}",
-                "value": mean,
-                "spread": float(np.sqrt(mean * (1 - mean) / (n_odd * len(odd)))),
-                "unit": "share of planted stamps",
-                "base": float(2 * base),
-                "hard": None,
-                "against": "twice the isolation forest on PCA(16)",
-                "note": ", ".join(f"{kind} {value:.3f}" for kind, value in recall.items()),
-            }
+            Row(
+                name=f"recall, {name}",
+                value=mean,
+                spread=float(np.sqrt(mean * (1 - mean) / (n_odd * len(odd)))),
+                unit="share of planted stamps",
+                base=float(2 * base),
+                hard=None,
+                against="twice the isolation forest on PCA(16)",
+                note=", ".join(f"{kind} {value:.3f}" for kind, value in recall.items()),
+            )
         )
     return rows
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[Row]) -> str:
     return "\n".join(
-        f"{row['name']:36s} {row['value']:7.4f} +- {row['spread']:.4f}   {row['note']}"
-        for row in rows
+        f"{row.name:36s} {row.value:7.4f} +- {row.spread:.4f}   {row.note}" for row in rows
     )
 
 
@@ -158,7 +157,7 @@ def main(cfg: DictConfig) -> None:
     rows = measure(cfg)
     print(table(rows))
     if cfg.out:
-        Path(cfg.out).write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+        write_json(Path(cfg.out), rows)
 
 
 if __name__ == "__main__":

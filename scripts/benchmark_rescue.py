@@ -6,13 +6,13 @@ python scripts/benchmark_rescue.py size=small             a minute, to see that 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
+from benchmarks.table import Row, write_json
 from omegaconf import DictConfig, OmegaConf
 
 from vae_astro.command import endings
@@ -114,7 +114,7 @@ def run(overrides: tuple[str, ...], cfg: DictConfig) -> Outcome:
 
 
 @dataclass(frozen=True)
-class Row:
+class Trial:
     """A fault: left alone, rescued, and the same network set right from the start."""
 
     fault: Fault
@@ -156,39 +156,39 @@ HEADER = (
 )
 
 
-def results(rows: list[Row]) -> dict[str, list[dict[str, Any]]]:
+def results(rows: list[Trial]) -> list[Row]:
     """The rows that the benchmarks share: active units over those of the run set right."""
     found = [
-        {
-            "name": f"rescue: {row.fault.name}",
-            "value": row.share,
-            "spread": None,
-            "unit": "active units over those of a run set right",
-            "base": row.right.active_units,
-            "hard": "at least 0.5, and healthy at the end",
-            "against": "likelihood=sigma, beta to 1, from the start",
-            "note": f"{row.fault.typed}; left alone: {row.alone.state}, "
+        Row(
+            name=f"rescue: {row.fault.name}",
+            value=row.share,
+            spread=None,
+            unit="active units over those of a run set right",
+            base=row.right.active_units,
+            hard="at least 0.5, and healthy at the end",
+            against="likelihood=sigma, beta to 1, from the start",
+            note=f"{row.fault.typed}; left alone: {row.alone.state}, "
             f"{row.alone.active_units} units, KL {row.alone.kl_nats:.3g}; rescued: "
             f"{row.rescued.state}, {row.rescued.active_units} units, "
             f"KL {row.rescued.kl_nats:.3g}, by {', then '.join(row.rescued.changes) or 'nothing'}",
-        }
+        )
         for row in rows
     ]
     n_rescued = sum(row.is_rescued for row in rows)
     found.append(
-        {
-            "name": "runs rescued",
-            "value": n_rescued / len(rows),
-            "spread": None,
-            "unit": "share",
-            "base": len(rows),
-            "hard": "1",
-            "against": None,
-            "note": f"{n_rescued} of {len(rows)}; {sum(row.collapses for row in rows)} collapse "
+        Row(
+            name="runs rescued",
+            value=n_rescued / len(rows),
+            spread=None,
+            unit="share",
+            base=len(rows),
+            hard="1",
+            against="",
+            note=f"{n_rescued} of {len(rows)}; {sum(row.collapses for row in rows)} collapse "
             "when left alone",
-        }
+        )
     )
-    return {"rows": found}
+    return found
 
 
 @hydra.main(config_path="../conf", config_name="benchmark", version_base="1.3")
@@ -200,18 +200,18 @@ def main(cfg: DictConfig) -> None:
 
     quieten()
     faults = FAULTS[: N_FAULTS[check_choice("size", cfg.size, tuple(N_FAULTS))]]
-    rows: list[Row] = []
+    rows: list[Trial] = []
     right = {network: run(network, cfg) for network in dict.fromkeys(f.network for f in faults)}
     print(HEADER, flush=True)
     for fault in faults:
         overrides = (*fault.network, *fault.overrides)
         alone = run(overrides, cfg)
         rescued = run((*overrides, "collapse.action=rescue"), cfg)
-        rows.append(Row(fault, alone, rescued, right[fault.network]))
+        rows.append(Trial(fault, alone, rescued, right[fault.network]))
         print(rows[-1].line, flush=True)
     print(f"rescued: {sum(row.is_rescued for row in rows)} of {len(rows)}")
     if cfg.out:
-        Path(cfg.out).write_text(json.dumps(results(rows), indent=2) + "\n")
+        write_json(Path(cfg.out), results(rows))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Imports point one way, and the doors that should be single are."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -267,4 +268,10 @@ def test_the_turns_of_a_square_are_defined_once() -> None:
     """A second definition in another order would turn a picture another way than its stamp."""
     assert [name for name, source in MODULES.items() if "rot90" in source] == [
         f"{PACKAGE}.data.augment"
+    ]
+
+
+def test_the_blocks_of_fits_are_said_once() -> None:
+    assert [name for name, source in MODULES.items() if re.search(r"\b2880\b", source)] == [
+        f"{PACKAGE}.data.sources.fits.standard"
     ]

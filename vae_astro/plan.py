@@ -25,6 +25,7 @@ from vae_astro.collapse.forecast import forecast_run
 from vae_astro.data.batches import Batch, EpochSampler
 from vae_astro.data.datamodule import DEFAULT_SIZE, StampDataModule
 from vae_astro.data.simulated import is_finished, settings_of
+from vae_astro.data.sources.fits.standard import BLOCK_BYTES, in_whole_blocks
 from vae_astro.data.sources.reader import Source
 from vae_astro.data.stamp import Stamp, StampBlock
 from vae_astro.data.store.layout import Form
@@ -217,7 +218,7 @@ def look_at_stamps(datamodule: StampDataModule) -> Stamps:
 
 def _to_be_drawn(n: int, size: int, datamodule: StampDataModule) -> Stamps:
     n_processes = n_cores()
-    file = 2 * 2880 + -(-4 * size * size // 2880) * 2880  # headers and pixels in blocks of FITS
+    file = 2 * BLOCK_BYTES + in_whole_blocks(4 * size * size)  # headers and pixels
     form = Form(size, ("band0",), False, datamodule.packer.stored_as)
     line = (
         f"{n} stamps of {size}x{size}, to be drawn with {n_processes} processes into "

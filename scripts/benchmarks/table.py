@@ -6,9 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from vae_astro.command.files import write_whole
 from vae_astro.errors import InputError
 
 __all__ = [
@@ -38,8 +40,10 @@ class Row:
         Median over rounds and half the range of them; None where it was not measured.
     unit : str
         Of both.
-    base, hard : float or None
-        What is to be reached, and what would be better still.
+    base : float or None
+        What is to be reached, or what the value is compared with.
+    hard : float, str or None
+        What would be better still.
     against : str
         The yardstick.
     note : str
@@ -51,7 +55,7 @@ class Row:
     spread: float | None
     unit: str
     base: float | None
-    hard: float | None
+    hard: float | str | None
     against: str
     note: str
 
@@ -105,7 +109,7 @@ def table(rows: Sequence[Row], measured: str = FASTER) -> str:
             unit = "" if row.unit == measured else f" {row.unit}"
             figure = f"{_number(row.value)} ± {row.spread:.2g}{unit}"
         note = row.note.removeprefix(f"{NOT_MEASURED}: ")
-        goals = " | ".join("" if goal is None else f"{goal:,g}" for goal in (row.base, row.hard))
+        goals = " | ".join(map(_goal, (row.base, row.hard)))
         lines.append(f"| {row.name} | {row.against} | {figure} | {goals} | {note} |")
     return "\n".join(lines)
 
@@ -114,9 +118,16 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def write_json(path: Path, rows: Sequence[Row]) -> None:
-    """What ``out=`` names."""
-    path.write_text(json.dumps({"rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+def _goal(goal: float | str | None) -> str:
+    if goal is None or isinstance(goal, str):
+        return goal or ""
+    return f"{goal:,g}"
+
+
+def write_json(path: Path, rows: Sequence[Row], **others: Any) -> None:
+    """What ``out=`` names: the rows, and what else there is, in JSON."""
+    content = {"rows": [asdict(row) for row in rows], **others}
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_section(page: Path, mark: str, text: str) -> None:

@@ -21,13 +21,12 @@ from astropy.io import fits
 
 from vae_astro.catalogue.columns import PROVENANCE
 from vae_astro.catalogue.spool import ROW_GROUP_BYTES, row_groups
+from vae_astro.data.sources.fits.standard import BLOCK_BYTES
 
 __all__ = ["PROVENANCE_CARD", "write_fits"]
 
 PROVENANCE_CARD = "VAEASTRO"
 """Keyword of the table's header that holds the settings, as JSON."""
-BLOCK = 2880
-"""Bytes that the parts of a FITS file are multiples of."""
 LETTERS = {"int16": "I", "int32": "J", "int64": "K", "float": "E", "double": "D", "bool": "L"}
 """Of Arrow types, in ``TFORMn``."""
 
@@ -111,7 +110,7 @@ def write_fits(parquet: Path, out: Path, schema: pa.Schema) -> None:
                 for entry in entries:
                     records[entry.field.name] = entry.values(table[entry.field.name])
                 file.write(records.data)
-        file.write(bytes(-n_rows * row.itemsize % BLOCK))
+        file.write(bytes(-n_rows * row.itemsize % BLOCK_BYTES))
         file.flush()
         os.fsync(file.fileno())
 

@@ -31,6 +31,7 @@ from vae_astro.data.sky_model import (
     SimulatedStamp,
     draw_stamp,
 )
+from vae_astro.data.sources.fits.standard import BLOCK_BYTES
 from vae_astro.errors import InputError
 from vae_astro.progress import progress_of
 from vae_astro.settings import check_int
@@ -50,7 +51,6 @@ _CATALOGUE = "catalogue.csv"
 _COLUMNS = ("file", "id", "label", "ra", "dec", *TRUTH_COLUMNS)
 _STAMPS_PER_FOLDER = 1000
 _STAMPS_PER_CHUNK = 100
-_FITS_BLOCK = 2880  # bytes (FITS standard 4.0, section 3.1)
 
 _Row = tuple[str | float, ...]
 
@@ -161,7 +161,7 @@ def fits_bytes(stamp: SimulatedStamp) -> bytes:
 
 
 def _padded(block: bytes, fill: bytes) -> bytes:
-    return block + fill * (-len(block) % _FITS_BLOCK)
+    return block + fill * (-len(block) % BLOCK_BYTES)
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from astropy import log as astropy_log
 from astropy.io import fits
 
 from vae_astro.data.sources.files import RefusedError
+from vae_astro.data.sources.fits.standard import BLOCK_BYTES, CARD_BYTES
 from vae_astro.data.stamp import SEEING_LIMITS
 
 __all__ = [
@@ -40,7 +41,6 @@ __all__ = [
     "sky_position",
 ]
 
-FITS_BLOCK_BYTES = 2880
 POSITION_KEYWORDS = ("RA", "DEC")
 _SEEING = ("SEEING", "PSF_FWHM", "PSFFWHM", "L1FWHM", "FWHM")
 _PIXEL_SCALES = ("PIXSCALE", "PIXSCAL1", "SECPIX", "SECPIX1")  # arcsec
@@ -263,10 +263,10 @@ def _broken_header(stream: BinaryIO, start: int, error: Exception) -> RefusedErr
     if isinstance(error, RefusedError):
         return error
     stream.seek(start)
-    header = stream.read(400 * FITS_BLOCK_BYTES)
-    cards = [header[at : at + 80].rstrip() for at in range(0, len(header), 80)]
+    header = stream.read(400 * BLOCK_BYTES)
+    cards = [header[at : at + CARD_BYTES].rstrip() for at in range(0, len(header), CARD_BYTES)]
     # A header fills whole blocks.
-    if b"END" not in cards or len(header) < FITS_BLOCK_BYTES:
+    if b"END" not in cards or len(header) < BLOCK_BYTES:
         return RefusedError(
             "truncated file", f"the header at byte {start} has no END card or breaks off"
         )

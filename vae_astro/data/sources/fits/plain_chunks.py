@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from vae_astro.data.sources.files import GZIP_OR_BZIP2, RefusedError, as_reject, unpack
+from vae_astro.data.sources.fits.standard import BLOCK_BYTES, in_whole_blocks
 from vae_astro.data.sources.reader import Source
 from vae_astro.data.sources.root import FileVersion, Root
 from vae_astro.data.stamp import Reject
 
-__all__ = ["BLOCK_BYTES", "Chunk", "Memory", "read_chunks"]
+__all__ = ["Chunk", "Memory", "read_chunks"]
 
-BLOCK_BYTES = 2880
 CHUNK_BYTES = 2**22  # what is read is used while it is still in the processor's cache
 MAX_FILES = 512
 
@@ -48,7 +48,7 @@ class Chunk(NamedTuple):
     @classmethod
     def of(cls, name: str, content: bytes) -> Chunk:
         """A single file."""
-        whole = content.ljust(-(-len(content) // BLOCK_BYTES) * BLOCK_BYTES)
+        whole = content.ljust(in_whole_blocks(len(content)))
         memory = np.frombuffer(whole, dtype=np.uint8)
         return cls(memory, [name], np.array([0]), np.array([len(content)]), [0])
 

@@ -16,9 +16,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from vae_astro.data.sources.fits.headers import quiet_astropy
-from vae_astro.data.sources.fits.plain_chunks import BLOCK_BYTES, Chunk, Memory
+from vae_astro.data.sources.fits.plain_chunks import Chunk, Memory
 from vae_astro.data.sources.fits.plain_stamps import Identity, ImageRows, PlainStamps, header_words
 from vae_astro.data.sources.fits.plain_values import CentreWcs
+from vae_astro.data.sources.fits.standard import BLOCK_BYTES
 from vae_astro.data.sources.fits.templates import (
     Columns,
     HeaderTemplate,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["ImagePlan"]
+from vae_astro.data.sources.fits.standard import PIXEL_TYPES
 
-_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+__all__ = ["ImagePlan"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ImagePlan:
     blank: int | None = None
 
     def __post_init__(self) -> None:
-        if self.bitpix not in _TYPES or min(self.shape) < 1:
+        if self.bitpix not in PIXEL_TYPES or min(self.shape) < 1:
             raise ValueError(f"shape {self.shape} of BITPIX {self.bitpix}")
         scaled = (self.scale, self.zero) != (1.0, 0.0)
         if self.bitpix < 0 and scaled:
@@ -56,7 +56,7 @@ class ImagePlan:
     @property
     def dtype(self) -> np.dtype:
         """As the pixels are stored."""
-        return np.dtype(_TYPES[self.bitpix])
+        return np.dtype(PIXEL_TYPES[self.bitpix])
 
     @property
     def _offset_only(self) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vae_astro.data.sources.files import RefusedError, as_reject
-from vae_astro.data.sources.fits.plain_chunks import BLOCK_BYTES, Chunk, Memory
+from vae_astro.data.sources.fits.plain_chunks import Chunk, Memory
 from vae_astro.data.sources.fits.plain_values import (
     CentreWcs,
     image_labels,
@@ -17,6 +17,7 @@ from vae_astro.data.sources.fits.plain_values import (
     image_seeing,
     says_anything,
 )
+from vae_astro.data.sources.fits.standard import BLOCK_BYTES
 from vae_astro.data.sources.fits.templates import Columns, HeaderTemplate
 from vae_astro.data.stamp import Reject, StampBlock
 

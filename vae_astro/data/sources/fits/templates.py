@@ -24,9 +24,9 @@ from vae_astro.data.sources.fits.headers import (
     keyword_number,
 )
 from vae_astro.data.sources.fits.plain_pixels import ImagePlan
+from vae_astro.data.sources.fits.standard import BLOCK_BYTES, CARD_BYTES, END_CARD
 
 __all__ = [
-    "BLOCK_BYTES",
     "Columns",
     "HeaderTemplate",
     "NotPlainError",
@@ -34,10 +34,7 @@ __all__ = [
     "find_header",
 ]
 
-BLOCK_BYTES = 2880
 MAX_HEADER_BLOCKS = 40  # of 36 cards each; longer headers are left to astropy
-_CARD = 80
-_END = b"END".ljust(_CARD)
 _STANDARD = re.compile(rb"[A-Z0-9_-]+ *")
 _STRUCTURE = re.compile(
     r"(SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|GROUPS|BSCALE|BZERO|BLANK|INHERIT)$"
@@ -89,11 +86,13 @@ _NUMBERS = frozenset((*POSITION_KEYWORDS, *SCALE_KEYWORDS, *WCS_NUMBERS))
 
 def find_header(content: memoryview) -> bytes | None:
     """The header at the start of ``content``, to the end of its last block; None without END."""
-    for end in range(BLOCK_BYTES, min(len(content), MAX_HEADER_BLOCKS * BLOCK_BYTES) + 1, 2880):
+    for end in range(
+        BLOCK_BYTES, min(len(content), MAX_HEADER_BLOCKS * BLOCK_BYTES) + 1, BLOCK_BYTES
+    ):
         block = bytes(content[end - BLOCK_BYTES : end])
-        at = block.find(_END)
-        while at >= 0 and at % _CARD:
-            at = block.find(_END, at + 1)
+        at = block.find(END_CARD)
+        while at >= 0 and at % CARD_BYTES:
+            at = block.find(END_CARD, at + 1)
         if at >= 0:
             return bytes(content[:end])
     return None
@@ -141,20 +140,20 @@ class HeaderTemplate:
         """
         if not all(32 <= byte < 127 for byte in raw):
             raise NotPlainError("the header is not printable ASCII")
-        cards = [raw[at : at + _CARD] for at in range(0, len(raw), _CARD)]
-        n_cards = cards.index(_END)
+        cards = [raw[at : at + CARD_BYTES] for at in range(0, len(raw), CARD_BYTES)]
+        n_cards = cards.index(END_CARD)
         if any(card.strip() for card in cards[n_cards + 1 :]):
             raise NotPlainError("something follows END")
         fields: dict[str, int] = {}
         numeric = set()
         mask = np.full(len(raw), 0xFF, dtype=np.uint8)
         for k, card in enumerate(cards[:n_cards]):
-            first = k * _CARD
+            first = k * CARD_BYTES
             keyword = _keyword(card)
             if card.startswith(b"CONTINUE") and k:  # a long string: all or nothing
-                mask[first - _CARD : first + _CARD] = 0xFF
+                mask[first - CARD_BYTES : first + CARD_BYTES] = 0xFF
             elif keyword is None:
-                mask[first + _free_from(card) : first + _CARD] = 0
+                mask[first + _free_from(card) : first + CARD_BYTES] = 0
             else:
                 if keyword in fields and (_STRUCTURE.match(keyword) or keyword in wanted.texts):
                     raise NotPlainError(f"{keyword} stands twice")
@@ -275,7 +274,7 @@ def _free_from(card: bytes) -> int:
         return 8
     if card.startswith(b"HIERARCH ") and b"=" in card:
         return card.index(b"=") + 1
-    return _CARD
+    return CARD_BYTES
 
 
 def _free(keyword: str, value: str, wanted: Wanted) -> tuple[int, bool]:
