@@ -209,8 +209,8 @@ def _write(
 
 def _refuse_other_codes(name: str, vae: VAE, loaded: VAE) -> None:
     stamps = probe_stamps(vae.stamp_shape)
-    codes = [probe_codes(each, stamps) for each in (vae, loaded)]
-    if not np.array_equal(*codes, equal_nan=True):
+    here, there = probe_codes(vae, stamps), probe_codes(loaded, stamps)
+    if not np.array_equal(here, there, equal_nan=True):
         raise InputError(
             f"formats=[{name}]: the model that was read back gives other codes; the disk may be "
             "faulty, export again"
