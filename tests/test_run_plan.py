@@ -116,3 +116,12 @@ def test_alerts_are_estimated_from_the_first(real_data: Path, tmp_path: Path) ->
     n = int(said["read"].partition("about ")[2].partition(" stamps")[0])
     assert abs(n - 498) < 25
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("mib", "words"),
+    [(0, "0.1 MiB"), (0.352, "0.352 MiB"), (39.74, "39.7 MiB"), (99.96, "100 MiB"),
+     (352.4, "352 MiB"), (1004, "1004 MiB"), (1023.7, "1.0 GiB"), (1536, "1.5 GiB")],
+)  # fmt: skip
+def test_sizes_are_written_without_powers_of_ten(mib: float, words: str) -> None:
+    assert plan_module._bytes(mib * 2**20) == words

@@ -355,7 +355,10 @@ def _named(settings: dict[str, Any], group: str) -> str:
 
 
 def _bytes(n: float) -> str:
-    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{max(n / MIB, 0.1):.3g} MiB"
+    mib = max(n / MIB, 0.1)
+    return (
+        f"{n / 2**30:.1f} GiB" if mib >= 1023.5 else f"{mib:{'.0f' if mib >= 100 else '.3g'}} MiB"
+    )
 
 
 def _most_memory() -> int:

@@ -124,6 +124,16 @@ def other_formats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{module}.write_torch_export", write)
 
 
+def test_stamps_that_an_export_is_tried_on_are_not_spoken_of(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export(f"checkpoint={run}", f"out={tmp_path / 'out'}", "formats=[safetensors,checkpoint]")
+    assert "no good pixel" not in caplog.text
+    vae = load_safetensors(tmp_path / "out")
+    vae.embed(np.full((1, *vae.stamp_shape), np.nan, np.float32))
+    assert "no good pixel" in caplog.text  # of a user's own they are
+
+
 def test_a_folder_that_is_taken_is_left_as_it_is(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "papers"
     out.mkdir()

@@ -23,7 +23,13 @@ from vae_astro.embed import data_settings, quick_batch, refuse_other_stamps
 from vae_astro.errors import InputError
 from vae_astro.export.card import card_of, is_judged
 from vae_astro.export.hub import push_to_hub
-from vae_astro.export.programs import Programs, probe_stamps, write_onnx, write_torch_export
+from vae_astro.export.programs import (
+    Programs,
+    probe_codes,
+    probe_stamps,
+    write_onnx,
+    write_torch_export,
+)
 from vae_astro.export.prune import Pruning, prune
 from vae_astro.export.target_folder import publish, usable_folder
 from vae_astro.export.weights import WEIGHTS, load_safetensors, save_safetensors, write_config
@@ -202,7 +208,8 @@ def _write(
 
 def _refuse_other_codes(name: str, vae: VAE, loaded: VAE) -> None:
     stamps = probe_stamps(vae.stamp_shape)
-    if not np.array_equal(vae.embed(stamps), loaded.embed(stamps), equal_nan=True):
+    here, there = probe_codes(vae, stamps), probe_codes(loaded, stamps)
+    if not np.array_equal(here, there, equal_nan=True):
         raise InputError(
             f"formats=[{name}]: the model that was read back gives other codes; the disk may be "
             "faulty, export again"

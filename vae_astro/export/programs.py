@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from vae_astro import array_calls
 from vae_astro.errors import InputError
 from vae_astro.export.graphs import LocationDecoder, RawEncoder
 from vae_astro.export.weights import config_of
 from vae_astro.vae import VAE
 
-__all__ = ["AGREEMENT", "OPSET", "Programs", "probe_stamps", "write_onnx", "write_torch_export"]
+__all__ = ["AGREEMENT", "OPSET", "Programs", "probe_codes", "probe_stamps", "write_onnx",
+           "write_torch_export"]  # fmt: skip
 
 AGREEMENT = 1e-4
 """What outputs may differ by from the model's own; relative, where they are larger than 1."""
@@ -67,7 +70,7 @@ class Programs:
     def modules(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
         """Name, module and an input of each graph; the quicker one first."""
         with torch.no_grad():
-            codes = torch.from_numpy(self.vae.embed(self.stamps))
+            codes = torch.from_numpy(probe_codes(self.vae, self.stamps))
         yield "decoder", LocationDecoder(self.vae).eval(), codes
         yield "encoder", RawEncoder(self.vae).eval(), torch.from_numpy(self.stamps)
 
@@ -112,6 +115,20 @@ def probe_stamps(shape: tuple[int, int, int]) -> np.ndarray:
     stamps[5] = np.nan
     stamps[6] = np.where(rng.random(shape) < 0.5, np.nan, stamps[6])
     return stamps.astype(np.float32)
+
+
+def probe_codes(vae: VAE, stamps: np.ndarray) -> np.ndarray:
+    """Codes (N, Z) of `probe_stamps`; that one of them has no good pixel is no news to a user."""
+    warner = logging.getLogger(array_calls.__name__)
+    warner.addFilter(_nothing)
+    try:
+        return vae.embed(stamps)
+    finally:
+        warner.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 def write_torch_export(programs: Programs, folder: Path) -> list[str]:
