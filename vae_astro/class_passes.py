@@ -17,6 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vae_astro.catalogue import CLASSES, IDENTITY, LATENT, PROVENANCE, schema_of
+from vae_astro.catalogue.names import (
+    CLASS,
+    CLASS_PROBABILITIES,
+    CLASS_STABILITY,
+    ID,
+    INDEX,
+    LABEL,
+    LATENT_MEAN,
+    LATENT_STD,
+    OBJECT_ID,
+    UNSURE,
+)
 from vae_astro.errors import InputError
 from vae_astro.evaluate.class_model import ClassModel
 from vae_astro.evaluate.clusters import hard_classes
@@ -25,7 +37,7 @@ __all__ = ["CatalogueOfClasses", "Sample", "provenance_of", "renamed", "sample_o
 
 AT_ONCE = 8192
 """Rows that are classified together."""
-CODES = ["latent_mean", "latent_std"]
+CODES = [LATENT_MEAN, LATENT_STD]
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,7 @@ def sample_of(files: Sequence[Path], most: int, seed: int) -> Sample:
         first["index"].to_numpy(),
         [(_matrix(table[CODES[0]]).copy(), _matrix(table[CODES[1]]).copy()) for table in tables],
         np.array(labels, dtype=str),
-        np.array(first["object_id"].to_pylist(), dtype=str),
+        np.array(first[OBJECT_ID].to_pylist(), dtype=str),
         n_all,
     )
 
@@ -143,13 +155,13 @@ class CatalogueOfClasses:
         unsure = shares.max(axis=1) < self.unsure_below
         self.counts += np.bincount(told % len(self.counts), minlength=len(self.counts))
         self.n_unsure += int(unsure.sum())
-        kind = self.schema.field("class_probabilities").type
+        kind = self.schema.field(CLASS_PROBABILITIES).type
         flat = pa.array(shares.astype("f4").reshape(-1))
         columns = {
-            "class": _named(told, self.names),
-            "class_probabilities": pa.FixedSizeListArray.from_arrays(flat, type=kind),
-            "class_stability": pa.array(self.stability[told]),
-            "unsure": pa.array(unsure),
+            CLASS: _named(told, self.names),
+            CLASS_PROBABILITIES: pa.FixedSizeListArray.from_arrays(flat, type=kind),
+            CLASS_STABILITY: pa.array(self.stability[told]),
+            UNSURE: pa.array(unsure),
         }
         for name, values in columns.items():
             table = table.append_column(name, values)
@@ -165,9 +177,9 @@ def renamed(file: Path, names: Sequence[str]) -> tuple[pa.Schema, Iterator[pa.Ta
 
     def tables() -> Iterator[pa.Table]:
         for table in _chunks(file, schema.names):
-            told = hard_classes(_matrix(table["class_probabilities"]).astype(float))
+            told = hard_classes(_matrix(table[CLASS_PROBABILITIES]).astype(float))
             position = table.schema.get_field_index("class")
-            yield table.set_column(position, "class", _named(told, names))
+            yield table.set_column(position, CLASS, _named(told, names))
 
     return schema, tables()
 
@@ -187,7 +199,7 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
 def _rows_of(file: Path, rows: np.ndarray) -> pa.Table:
     """Some rows of a file, ascending, with what a `Sample` holds."""
     parts, first = [], 0
-    for table in _chunks(file, ["index", "id", "object_id", "label", *CODES]):
+    for table in _chunks(file, [INDEX, ID, OBJECT_ID, LABEL, *CODES]):
         low, high = np.searchsorted(rows, [first, first + len(table)])
         parts.append(table.take(rows[low:high] - first))
         first += len(table)

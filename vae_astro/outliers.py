@@ -23,6 +23,7 @@ from vae_astro.catalogue import (
     QUALITY,
     SCORES,
     free_path,
+    names,
     schema_of,
     write_catalogue,
 )
@@ -133,12 +134,12 @@ def outliers(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Rank
     # what is not finite cannot be ranked, and stands at the end
     order = np.lexsort((np.nan_to_num(-oddness, nan=np.inf), np.nan_to_num(p_value, nan=2.0)))
     columns = {
-        "chi2_per_pixel": found.chi2_per_pixel,
-        "log_likelihood_nats": found.log_likelihood_nats,
-        "p_value": p_value,
-        "latent_log_density": calibration.latent_log_density(found),
-        "neighbour_distance": calibration.neighbour_distance(found),
-        "good_fraction": found.n_good / np.prod(vae.stamp_shape),
+        names.CHI2_PER_PIXEL: found.chi2_per_pixel,
+        names.LOG_LIKELIHOOD_NATS: found.log_likelihood_nats,
+        names.P_VALUE: p_value,
+        names.LATENT_LOG_DENSITY: calibration.latent_log_density(found),
+        names.NEIGHBOUR_DISTANCE: calibration.neighbour_distance(found),
+        names.GOOD_FRACTION: found.n_good / np.prod(vae.stamp_shape),
     }
     provenance = {
         "checkpoint": str(path),

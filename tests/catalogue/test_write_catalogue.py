@@ -33,6 +33,7 @@ from vae_astro.catalogue import (
     spool,
     write_catalogue,
 )
+from vae_astro.catalogue import names as column_names
 from vae_astro.catalogue.fits_table import PROVENANCE_CARD
 from vae_astro.errors import InputError
 
@@ -280,3 +281,9 @@ def test_stilts_finds_columns_units_ucds_and_values(tmp_path: Path) -> None:
     values = stilts("tpipe", f"in={out}", "omode=out", "ofmt=csv-noheader",
                     "cmd=keepcols 'id ra unsure'; rowrange 2 3")  # fmt: skip
     assert values.splitlines() == ["id 1,0.125,false", "id 2,0.25,true"]
+
+
+def test_every_column_has_its_name_from_the_one_list() -> None:
+    """Who reads a catalogue spells a column as who writes it."""
+    listed = {value for name, value in vars(column_names).items() if name.isupper()}
+    assert {column.name for column in EVERY} == listed

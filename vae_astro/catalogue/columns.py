@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from vae_astro.catalogue import names
+
 __all__ = [
     "CLASSES",
     "IDENTITY",
@@ -80,54 +82,54 @@ class Column:
 
 
 IDENTITY = (
-    Column("index", pa.int64(), "", "row of the stamp store", ucd="meta.record"),
-    Column("id", TEXT, "", "name of the stamp", ucd="meta.id;meta.main"),
-    Column("object_id", TEXT, "", "name of the object", ucd="meta.id"),
-    Column("source", TEXT, "", "file below the root, with [hdu] or [hdu][plane]",
+    Column(names.INDEX, pa.int64(), "", "row of the stamp store", ucd="meta.record"),
+    Column(names.ID, TEXT, "", "name of the stamp", ucd="meta.id;meta.main"),
+    Column(names.OBJECT_ID, TEXT, "", "name of the object", ucd="meta.id"),
+    Column(names.SOURCE, TEXT, "", "file below the root, with [hdu] or [hdu][plane]",
            ucd="meta.id;meta.file"),
-    Column("ra", NUMBER, "deg", "right ascension, ICRS; NaN where unknown",
+    Column(names.RA, NUMBER, "deg", "right ascension, ICRS; NaN where unknown",
            ucd="pos.eq.ra;meta.main"),
-    Column("dec", NUMBER, "deg", "declination, ICRS; NaN where unknown",
+    Column(names.DEC, NUMBER, "deg", "declination, ICRS; NaN where unknown",
            ucd="pos.eq.dec;meta.main"),
-    Column("label", TEXT, "", "given label, never trained on; null where unknown",
+    Column(names.LABEL, TEXT, "", "given label, never trained on; null where unknown",
            ucd="meta.code.class"),
 )  # fmt: skip
 """Which stamp a row is of."""
 LATENT = (
-    Column("latent_mean", pa.float32(), "", "mean of the posterior of each latent unit", True,
+    Column(names.LATENT_MEAN, pa.float32(), "", "mean of the posterior of each latent unit", True,
            ucd="stat.fit.param"),
-    Column("latent_std", pa.float32(), "", "its standard deviation", True,
+    Column(names.LATENT_STD, pa.float32(), "", "its standard deviation", True,
            ucd="stat.error;stat.fit.param"),
-    Column("kl_nats", NATS, "nat", "divergence of the posterior from the prior, all units"),
+    Column(names.KL_NATS, NATS, "nat", "divergence of the posterior from the prior, all units"),
 )  # fmt: skip
 """What the encoder says."""
 SCORES = (
-    Column("reconstruction_nats", NATS, "nat", "log-density of the good pixels, one code drawn",
+    Column(names.RECONSTRUCTION_NATS, NATS, "nat", "log-density of the good pixels, one code drawn",
            ucd="stat.likelihood"),
-    Column("elbo_nats", NATS, "nat", "evidence lower bound at beta = 1", ucd="stat.likelihood"),
-    Column("chi2_per_pixel", NATS, "", "mean squared residual in units of the pixel noise",
+    Column(names.ELBO_NATS, NATS, "nat", "evidence lower bound at beta = 1", ucd="stat.likelihood"),
+    Column(names.CHI2_PER_PIXEL, NATS, "", "mean squared residual in units of the pixel noise",
            ucd="stat.fit.chi2"),
 )  # fmt: skip
 """What the decoder adds."""
 CLASSES = (
-    Column("class", TEXT, "", "most probable class", ucd="src.class"),
-    Column("class_probabilities", FRACTION, "", "probability of each class", True,
+    Column(names.CLASS, TEXT, "", "most probable class", ucd="src.class"),
+    Column(names.CLASS_PROBABILITIES, FRACTION, "", "probability of each class", True,
            ucd="stat.probability;src.class", per="class"),
-    Column("class_stability", FRACTION, "", "agreement of the seeds on its class, 1 is full"),
-    Column("unsure", pa.bool_(), "", "no class is probable enough", ucd="meta.code.qual"),
+    Column(names.CLASS_STABILITY, FRACTION, "", "agreement of the seeds on its class, 1 is full"),
+    Column(names.UNSURE, pa.bool_(), "", "no class is probable enough", ucd="meta.code.qual"),
 )  # fmt: skip
 """What the clusters say."""
 OUTLIERS = (
-    Column("log_likelihood_nats", NATS, "nat", "importance-weighted log-likelihood",
+    Column(names.LOG_LIKELIHOOD_NATS, NATS, "nat", "importance-weighted log-likelihood",
            ucd="stat.likelihood"),
-    Column("p_value", FRACTION, "", "share of calibration stamps at least as odd",
+    Column(names.P_VALUE, FRACTION, "", "share of calibration stamps at least as odd",
            ucd="stat.probability"),
-    Column("latent_log_density", NATS, "nat", "log-density of the code among normal ones",
+    Column(names.LATENT_LOG_DENSITY, NATS, "nat", "log-density of the code among normal ones",
            ucd="stat.likelihood"),
-    Column("neighbour_distance", FRACTION, "", "distance of the nearest codes"),
+    Column(names.NEIGHBOUR_DISTANCE, FRACTION, "", "distance of the nearest codes"),
 )  # fmt: skip
 """How odd a stamp is."""
-QUALITY = (Column("good_fraction", FRACTION, "", "share of its pixels that are good"),)
+QUALITY = (Column(names.GOOD_FRACTION, FRACTION, "", "share of its pixels that are good"),)
 """What there was to see."""
 
 

@@ -13,6 +13,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vae_astro.catalogue import names
 from vae_astro.errors import InputError
 
 __all__ = ["Spool", "cannot_write", "part_path", "remove_parts", "row_groups", "rows_in_group"]
@@ -22,7 +23,7 @@ ROW_GROUP_BYTES = 1 << 23
 MOST_ROWS_IN_GROUP = 1 << 14
 TEXT_BYTES = 64
 """Bytes of a text, about."""
-REPEATED = ["object_id", "label", "class"]
+REPEATED = [names.OBJECT_ID, names.LABEL, names.CLASS]
 """Columns whose texts are worth a dictionary."""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vae_astro.catalogue import PROVENANCE
+from vae_astro.catalogue import PROVENANCE, names
 from vae_astro.errors import InputError
 from vae_astro.evaluate.anomalies import normally_below
 from vae_astro.evaluate.class_model import read_found
@@ -182,9 +182,12 @@ def read_outliers(path: Path, data: Mapping[str, Any] | None) -> Outliers:
     """
     if path.suffix.lower() != ".parquet":
         raise InputError(f"outliers={path} must be the .parquet that scripts/outliers.py writes")
-    listed = ["index", "id", "object_id", "ra", "dec", "label", "p_value", "chi2_per_pixel"]
+    listed = [
+        names.INDEX, names.ID, names.OBJECT_ID, names.RA, names.DEC, names.LABEL, names.P_VALUE,
+        names.CHI2_PER_PIXEL,
+    ]  # fmt: skip
     table = _table(path, "outliers", listed)
-    p_value = table["p_value"].to_numpy()
+    p_value = table[names.P_VALUE].to_numpy()
     index, p_of_row = np.empty(0, np.int64), np.empty(0)
     if same_stamps(table, data):
         index, p_of_row = table["index"].to_numpy(), p_value

@@ -1,0 +1,12 @@
+"""Names of columns of a catalogue, as those who write one and those who read one spell them."""
+
+INDEX, ID, OBJECT_ID, SOURCE = "index", "id", "object_id", "source"
+RA, DEC, LABEL = "ra", "dec", "label"
+LATENT_MEAN, LATENT_STD, KL_NATS = "latent_mean", "latent_std", "kl_nats"
+RECONSTRUCTION_NATS, ELBO_NATS = "reconstruction_nats", "elbo_nats"
+CHI2_PER_PIXEL = "chi2_per_pixel"
+CLASS, CLASS_PROBABILITIES = "class", "class_probabilities"
+CLASS_STABILITY, UNSURE = "class_stability", "unsure"
+LOG_LIKELIHOOD_NATS, P_VALUE = "log_likelihood_nats", "p_value"
+LATENT_LOG_DENSITY, NEIGHBOUR_DISTANCE = "latent_log_density", "neighbour_distance"
+GOOD_FRACTION = "good_fraction"
