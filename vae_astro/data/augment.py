@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
 __all__ = ["N_SYMMETRIES", "apply_symmetries", "apply_symmetry"]
 
@@ -26,7 +27,7 @@ def apply_symmetry(image: Tensor, symmetry: int) -> Tensor:
         0 (the identity) to 7.
     """
     turned = torch.rot90(image, symmetry % 4, dims=(-2, -1))
-    return turned.flip(-1) if symmetry >= 4 else turned
+    return tv.horizontal_flip_image(turned) if symmetry >= 4 else turned
 
 
 def apply_symmetries(images: Tensor, symmetries: Tensor) -> Tensor:
