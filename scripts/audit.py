@@ -11,7 +11,6 @@ import inspect
 import json
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +113,7 @@ def _made(name: str, arguments: dict[str, Any] | None, seed: object) -> nn.Modul
     except (TypeError, ValueError):
         remedy = ""
     remedy += "give target_args.name=value"
-    return made_by(partial(found, **(arguments or {})), seed, f"target={name}", remedy)
+    return made_by(lambda: found(**(arguments or {})), seed, f"target={name}", remedy)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_astro.command.endings import past_hydra, run
-from vae_astro.command.files import file_to_write, whole, write_whole
+from vae_astro.command.files import figure_to_write, file_to_write, whole, write_whole
 from vae_astro.command.help import register_help
 from vae_astro.folders import register_resolvers
 
@@ -42,7 +42,8 @@ def main(cfg: DictConfig) -> None:
     )
     n_stamps = check_int("n_stamps", settings["n_stamps"], minimum=2)
     steps = check_int("steps", settings["steps"], minimum=1)
-    out, figure = (file_to_write(key, settings[key]) for key in ("out", "figure"))
+    out = file_to_write("out", settings["out"])
+    figure = figure_to_write("figure", settings["figure"])
     datamodule = StampDataModule(
         **settings["data"], seed=settings["seed"], progress=settings["progress"]
     )

@@ -163,6 +163,11 @@ def test_a_resumed_run_takes_what_is_typed_of_its_own_choices(of_other_choices: 
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
+        (
+            "data.sise=32",
+            r"^data=arrays has no setting data\.sise; did you mean data\.size\? it has",
+        ),
+        ("data.normalize.gian=2", r"no setting data\.normalize\.gian; did you mean data\.norm"),
         ("beta.end=2", r"^beta=capacity has no setting beta\.end"),
         ("beta.gama=2", r"^beta=capacity has no setting beta\.gama; did you mean beta\.gamma\?"),
         ("model.wdith=8", r"^model=rings has no setting model\.wdith; did you mean model\.width\?"),

@@ -317,7 +317,8 @@ def test_tab_completes_groups_choices_and_keys(tmp_path: Path) -> None:
     script = (
         f'cd {ROOT}; eval "$(python train.py -sc install=bash)"; '
         'for COMP_LINE in "python train.py mod" "python train.py model=co" '
-        '"python train.py model.lat"; do COMP_POINT=${#COMP_LINE}; COMP_WORDS=($COMP_LINE); '
+        '"python train.py model.lat" "python train.py exp" '
+        '"python train.py experiment=qu"; do COMP_POINT=${#COMP_LINE}; COMP_WORDS=($COMP_LINE); '
         "COMP_CWORD=2; hydra_bash_completion; echo ${COMPREPLY[@]}; done"
     )
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
@@ -326,4 +327,7 @@ def test_tab_completes_groups_choices_and_keys(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300,
         env={"PATH": path, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.stdout.splitlines() == ["model. model=", "model=conv", "model.latent_dim="]
+    assert done.stdout.splitlines() == [
+        "model. model=", "model=conv", "model.latent_dim=", "experiment=",
+        "experiment=question experiment=question_repaired experiment=quick",
+    ]  # fmt: skip

@@ -61,6 +61,12 @@ def test_an_experiment_sets_nothing_that_its_reader_does_not_have(
         assert data.root is None
 
 
+def test_experiments_may_be_several_or_none() -> None:
+    assert composed("experiment=[quick,classes]").model.name == "rings"
+    assert composed("experiment=[quick,classes]", "data=fits").data.root is None
+    assert composed("~experiment").data.n_stamps == composed().data.n_stamps
+
+
 @pytest.mark.parametrize("experiment", ["question", "question_repaired"])
 def test_the_question_is_asked_of_few_simulated_stamps_and_of_any_others(
     experiment: str, tmp_path: Path

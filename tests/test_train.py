@@ -19,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from vae_astro import VAE
+from vae_astro.checked import _refuse_taken
 from vae_astro.checkpoint import AtomicCheckpoints, find_checkpoint, load_checkpoint
 from vae_astro.data.simulate import simulate
 from vae_astro.errors import InputError
@@ -338,6 +339,17 @@ def test_a_disk_that_fills_up_spoils_no_checkpoint(
         AtomicCheckpoints().save_checkpoint({"step": 2}, target)
     assert torch.load(target, weights_only=True) == {"step": 1}
     assert [file.name for file in target.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_none_and_goes_with_the_next(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / ".last.partial-123.ckpt").write_bytes(b"half")
+    _refuse_taken(tmp_path / "run")
+    with pytest.raises(InputError, match=r"no checkpoints/last.ckpt in it$"):
+        find_checkpoint("resume", str(tmp_path / "run"))
+    AtomicCheckpoints().save_checkpoint({"step": 1}, folder / "last.ckpt")
+    assert [file.name for file in folder.iterdir()] == ["last.ckpt"]
 
 
 def test_another_run_is_not_overwritten(finished: Path, stamps: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from vae_astro.command.typed import key_of, take_over
 from vae_astro.data.batches import share_of_batch
 from vae_astro.data.datamodule import DEFAULT_SIZE, LARGEST_SEED, StampDataModule
 from vae_astro.data.simulated import is_finished, settings_of
+from vae_astro.data.sources.registry import READERS
 from vae_astro.errors import InputError
 from vae_astro.folders import is_first_process, run_folder_of
 from vae_astro.hardware import batch_size_for
@@ -107,6 +109,7 @@ def run_settings(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             raise InputError(
                 f"{override} cannot be combined with resume=; give single values instead"
             )
+    _refuse_unknown_of_stamps(resumed.data, overrides)
     take_over(resumed, cfg, (each for each in overrides if key_of(each) != "debug"))
     resumed.resume = cfg.resume
     for key in OF_ONE_CALL:
@@ -203,6 +206,25 @@ def _made_for_its_stamps(
         return None
 
 
+def _refuse_unknown_of_stamps(data: DictConfig, overrides: Sequence[str]) -> None:
+    """Raise `InputError` for a key of ``data`` that neither the run nor its reader has.
+
+    Hydra has let them through (`overrides_of_resumed_run`).
+    """
+    if "data" in map(key_of, overrides):  # another choice, which Hydra knows
+        return
+    makers = [StampDataModule, READERS[data.get("format", "fits")]]
+    known = {*data, *(name for maker in makers for name in inspect.signature(maker).parameters)}
+    for override in overrides:
+        group, _, key = key_of(override).partition(".")
+        if group == "data" and key.partition(".")[0] not in known:
+            meant = nearest(key, map(str, data))
+            guess = f"did you mean data.{meant}? " if meant else ""
+            has = ", ".join(map(str, data))
+            choice = "simulated" if data.get("n_stamps") is not None else data.get("format")
+            raise InputError(f"data={choice} has no setting data.{key}; {guess}it has {has}")
+
+
 def _refuse_unknown(settings: dict[str, Any]) -> None:
     """Raise `InputError` for a key that nobody reads: ``+key=`` adds any to the configuration."""
     known = {"": GROUPS | KEYS, "collapse": COLLAPSE_KEYS, "callbacks": CALLBACK_KEYS}
@@ -239,7 +261,7 @@ def _refuse_run_dir(run_dir: Path) -> None:
 def _refuse_taken(run_dir: Path) -> None:
     """Raise `InputError` where another run would be overwritten."""
     # other processes come here when the first has begun to write
-    if is_first_process() and any(run_dir.glob("checkpoints/*.ckpt")):
+    if is_first_process() and any(run_dir.glob("checkpoints/[!.]*.ckpt")):
         raise InputError(
             f"run_dir={run_dir} holds another run; choose another run_dir, or go on with that run: "
             f"resume={run_dir}"

@@ -30,7 +30,7 @@ from vae_astro.catalogue import (
 from vae_astro.checkpoint import find_checkpoint, load_checkpoint
 from vae_astro.collapse.refusal import refuse_collapsed
 from vae_astro.collapse.verdict import judge
-from vae_astro.command.files import whole
+from vae_astro.command.files import figure_to_write, whole
 from vae_astro.data.batches import Batch
 from vae_astro.data.datamodule import StampDataModule
 from vae_astro.data.one_pass import SPLITS
@@ -106,9 +106,9 @@ def outliers(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> Rank
     """
     overwrite = check_bool("overwrite", settings["overwrite"])
     out = free_path(settings["out"], overwrite)
-    figure = settings["figure"]
-    if figure is not None:
-        figure = _figure_path(figure, overwrite)
+    figure = figure_to_write("figure", settings["figure"])
+    if figure is not None and figure.exists() and not overwrite:
+        raise InputError(f"figure={figure} exists; choose another name, or give overwrite=true")
     force = check_bool("force", settings["force"])
     progress = check_bool("progress", settings["progress"])
     n_samples = check_int("n_samples", settings["n_samples"], minimum=1)
@@ -286,14 +286,3 @@ def _tables(
         for name, values in columns.items():
             table = table.append_column(name, pa.array(values[chosen].astype(np.float32)))
         yield table
-
-
-def _figure_path(given: object, overwrite: bool) -> Path:
-    path = Path(str(given)).expanduser()
-    if path.suffix.lower() not in (".png", ".pdf", ".svg") or not path.parent.is_dir():
-        raise InputError(
-            f"figure={given} must be a .png, .pdf or .svg in a folder that exists, or null"
-        )
-    if path.exists() and not overwrite:
-        raise InputError(f"figure={given} exists; choose another name, or give overwrite=true")
-    return path

@@ -140,6 +140,14 @@ class VAE(ArrayCalls):
             said.chi2_per_pixel,
         )
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As `torch.nn.Module`; with all of another model's weights comes what it has looked at."""
+        loaded = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self._has_looked |= strict
+        return loaded
+
     # -- training ----------------------------------------------------------------------------
 
     def set_length(self, total_steps: int) -> None:
@@ -172,8 +180,8 @@ class VAE(ArrayCalls):
 
     @property
     def is_prepared(self) -> bool:
-        """Whether a first step can follow: stamps were looked at, by this model or by the run that
-        its checkpoint is of, or no part of it wants to.
+        """Whether a first step can follow: stamps were looked at, by this model or by that whose
+        weights it has, or no part of it wants to.
         """
         return self._has_looked or not self.parts.wants_stamps
 
@@ -313,7 +321,6 @@ class VAE(ArrayCalls):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ours = checkpoint["vae_astro"]
-        self._has_looked = True
         self.set_length(ours["total_steps"])
         for group, state in ours["state"].items():
             if group in self._moving_parts():

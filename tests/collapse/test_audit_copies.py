@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,21 @@ def test_a_copy_shares_no_weight_and_no_list():
     assert copied[0].weight.data_ptr() != model[0].weight.data_ptr()
     assert copied.notes == ["a"]
     assert copied.notes is not model.notes
+
+
+@pytest.mark.parametrize(
+    "held",
+    [nn.functional, np, {"np": np}, [json, threading.Lock()]],
+    ids=["F", "np", "dict", "list"],
+)
+def test_a_python_module_that_a_model_holds_is_shared(held: Any) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.tools = held
+    copied = copy_of(model)
+    assert copied[0].weight.data_ptr() != model[0].weight.data_ptr()
+    assert type(copied.tools) is type(held)
+    if not isinstance(held, dict | list):
+        assert copied.tools is held
 
 
 @pytest.mark.parametrize("trainer", [["a trainer"], Uncopied()])

@@ -119,6 +119,7 @@ def test_mistake_ends_in_one_line_and_status_2(folder):
         ("mine:number", {}, "is a int, not a class or function"),
         ("mine:Mine", {}, r"Mine\(size, latent_dim=4\): give target_args.name=value"),
         ("mine:Mine", {"sizes": 3}, "unexpected keyword argument 'sizes'"),
+        ("mine:Mine", 5, "cannot be made: TypeError: .* must be a mapping"),
         ("pathlib:Path", {}, "makes a PosixPath, not a torch.nn.Module"),
     ],
 )

@@ -35,6 +35,7 @@ def test_latents_and_prior_are_the_same_bits_after_safetensors(
     with torch.no_grad():
         assert torch.equal(loaded.prior.log_density(z), vae.prior.log_density(z))
     assert not loaded.training
+    assert loaded.is_prepared
     assert loaded.band_names == ["g", "r"]
 
 

@@ -160,6 +160,22 @@ def test_residuals_are_of_good_pixels_and_of_the_stamp_as_it_lies(model: str) ->
         assert whole.change_without([unit])[1] == pytest.approx(expected, rel=1e-4)
 
 
+def test_stamps_without_a_good_pixel_are_no_reason_to_fail() -> None:
+    vae = tiny_vae("linear")
+    silence(vae, "linear", 1)
+    batch = batch_of(vae)
+    batch["mask"] = torch.zeros_like(batch["mask"])
+    assert 1 not in prune(vae, [batch]).kept
+
+
+def test_what_a_model_has_looked_at_stays_when_it_is_pruned() -> None:
+    vae = tiny_vae("rings")
+    silence(vae, "rings", 7)
+    pruned = prune(vae, [batch_of(vae)]).vae
+    assert pruned is not vae
+    assert pruned.is_prepared
+
+
 def test_the_table_says_which_units_went_and_why_others_stay() -> None:
     vae = tiny_vae("pose")
     silence(vae, "pose", 1)

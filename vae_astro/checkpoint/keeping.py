@@ -32,6 +32,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
     ) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
+        for torn in target.parent.glob(f".{target.stem}.partial-*{target.suffix}"):
+            torn.unlink(missing_ok=True)  # of a process that was killed while it wrote
         try:
             with whole(target) as partial:
                 torch.save(checkpoint, partial)

@@ -36,7 +36,7 @@ def find_checkpoint(key: str, path: str) -> Path:
     if not os.path.exists(given):
         raise InputError(f"{key}={path} does not exist; give a run folder or a .ckpt file")
     looked_for = " and no ".join(f"checkpoints/{name}" for name in names)
-    others = sorted(file.name for folder in folders for file in folder.glob("*.ckpt"))
+    others = sorted(file.name for folder in folders for file in folder.glob("[!.]*.ckpt"))
     raise InputError(
         f"{key}={path} holds no checkpoint: there is no {looked_for} in it"
         + (f", but {first_of(others, 3)}: give the file itself" if others else "")

@@ -68,7 +68,8 @@ class Spectrum:
         each by its weight in training.
     decoder_variance : ndarray, shape (C,), float64
         Variance of a pixel of each band given the collapsed picture, squared units of the decoder's
-        output: what the loss takes (``likelihood.std ** 2``), or what is learned at collapse.
+        output: what the loss takes (``likelihood.std ** 2``), or what is learned at collapse (with
+        `FocusedLikelihood`, up to how its window is weighed: it learns from the inner pixels).
     learned_scale : bool
         Whether the likelihood learns that variance, so that it shrinks as directions are explained.
     kl_weight : float

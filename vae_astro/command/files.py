@@ -10,7 +10,9 @@ from pathlib import Path
 from vae_astro.errors import InputError
 from vae_astro.settings import check_text
 
-__all__ = ["file_to_write", "whole", "write_whole"]
+__all__ = ["figure_to_write", "file_to_write", "whole", "write_whole"]
+
+FIGURES = (".png", ".pdf", ".svg")
 
 
 def file_to_write(key: str, given: object) -> Path | None:
@@ -45,18 +47,43 @@ def file_to_write(key: str, given: object) -> Path | None:
     return path
 
 
+def figure_to_write(key: str, given: object) -> Path | None:
+    """As `file_to_write`, for a figure, whose ending says what it is.
+
+    Raises
+    ------
+    InputError
+        As there, or another ending.
+    """
+    path = file_to_write(key, given)
+    if path is not None and path.suffix.lower() not in FIGURES:
+        raise InputError(f"{key}={given} must be a .png, .pdf or .svg")
+    return path
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A hidden file beside ``path``, of the same ending, which takes its name if all goes well.
 
     Until then what was there stays, and nothing is left of a file that an error or a signal stops.
+    A link stays one, to what is written. What cannot be replaced is written in place: a pipe, a
+    device, a file in a folder that takes no others.
 
     Raises
     ------
     OSError
         As writing and renaming raise it.
     """
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    place = path.absolute().parts[1:2]
+    if place in (("dev",), ("proc",)) or (path.exists() and not path.is_file()):
+        yield path  # such as /dev/stdout, behind which there may be a file
+        return
+    path = path.resolve()
+    if path.exists() and not os.access(path.parent, os.W_OK):
+        yield path
+        return
+    # a name may have 255 bytes, and that of the file may be as long
+    partial = path.with_name(f".{path.stem[:40]}.partial-{os.getpid()}{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)

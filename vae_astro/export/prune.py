@@ -227,7 +227,7 @@ class _Whole:
             most = max(most, float(change.square().flatten(1).mean(1).max()))
             square += float(self._missed(batch, output).square().sum())
             n += int(batch["mask"].sum())
-        return largest, math.sqrt(most / max(square / n, 1e-30))
+        return largest, math.sqrt(most / max(square / max(n, 1), 1e-30))
 
     def _missed(self, batch: Batch, output: Tensor) -> Tensor:
         """Residuals (B, C, H, W), with ``output`` as each stamp lies; 0 where a pixel is bad."""

@@ -71,11 +71,12 @@ def _stuck(value: Any, memo: Memo, seen: set[int]) -> Iterator[Any]:
 
 def _parts(value: Any) -> list[Any]:
     """What a copy of ``value`` would copy too."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | types.ModuleType):  # a module is shared, with all that it holds
         return []
     if isinstance(value, types.MethodType):
         return [value.__self__]
-    parts = list(getattr(value, "__dict__", {}).values())
+    held = getattr(value, "__dict__", None)
+    parts = list(held.values()) if isinstance(held, Mapping) else []
     if isinstance(value, Mapping):
         parts += [*value.keys(), *value.values()]
     elif isinstance(value, CONTAINERS):
