@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,7 +213,7 @@ def _refuse_unknown_of_stamps(data: DictConfig, overrides: Sequence[str]) -> Non
     """
     if "data" in map(key_of, overrides):  # another choice, which Hydra knows
         return
-    makers = [StampDataModule, READERS[data.get("format", "fits")]]
+    makers: list[Callable[..., Any]] = [StampDataModule, READERS[data.get("format", "fits")]]
     known = {*data, *(name for maker in makers for name in inspect.signature(maker).parameters)}
     for override in overrides:
         group, _, key = key_of(override).partition(".")
