@@ -435,6 +435,7 @@ def test_memory_does_not_grow_with_the_number_of_stamps(sky: Path, tmp_path: Pat
 # The command, and two processes
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_catalogue_as_one(sky: Path, run: Embed) -> None:
     alone = pq.read_table(run("batch_size=7"))
     done = run_embed(sky, "checkpoint=run", "trainer=ddp", "trainer.accelerator=cpu",

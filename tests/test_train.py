@@ -142,6 +142,7 @@ def test_run_folder_holds_what_the_contract_says(finished: Path) -> None:
     assert metrics["timing"]["train_stamps_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_band_that_no_object_has_leaves_every_figure_finite(stamps: Path, tmp_path: Path) -> None:
     for file in stamps.glob("**/*.fits"):
         for band in "gi":
@@ -213,6 +214,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert figures[0] == figures[1]
 
 
+@pytest.mark.slow
 def test_resume_refuses_another_model_and_a_run_without_checkpoint(
     finished: Path, stamps: Path, tmp_path: Path
 ) -> None:
@@ -275,6 +277,7 @@ def assert_close_runs(one: Path, other: Path) -> None:
     assert elbo[0] == pytest.approx(elbo[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_each_job_its_folder(stamps: Path, tmp_path: Path) -> None:
     run_train(
         tmp_path, *SMALL, f"data.root={stamps}", "hydra.sweep.dir=sweep", "trainer.max_epochs=1",

@@ -1,6 +1,6 @@
 """README.md and docs/ followed to the letter: every command and every line of Python is run.
 
-``python -m pytest -m documents`` takes sixteen minutes on two cores. Stamps are few and runs short
+``python -m pytest -m documents`` takes some twenty minutes on two cores. Stamps are few and runs short
 (`document_commands.smaller`); what is not run at all is listed there, with the reason.
 """
 
