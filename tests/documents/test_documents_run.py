@@ -1,7 +1,7 @@
 """README.md and docs/ followed to the letter: every command and every line of Python is run.
 
-``python -m pytest -m documents`` takes some twenty minutes on two cores. Stamps are few and runs short
-(`document_commands.smaller`); what is not run at all is listed there, with the reason.
+``python -m pytest -m documents`` takes some twenty minutes on two cores. Stamps are few and runs
+short (`document_commands.smaller`); what is not run at all is listed there, with the reason.
 """
 
 from __future__ import annotations
