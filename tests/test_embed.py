@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import chain
@@ -33,7 +34,7 @@ from vae_astro.errors import InputError
 from vae_astro.evaluate.scores import score_stamps
 from vae_astro.folders import register_resolvers
 from vae_astro.stopping import Stopped, exit_status, forget, heeded
-from vae_astro.training import Pace, fit
+from vae_astro.training import Pace, fit, new_attempt
 
 ROOT = Path(__file__).parents[1]
 N_STAMPS, SIZE, Z = 60, 20, 3
@@ -381,13 +382,14 @@ def test_embedding_is_at_least_three_times_as_fast_as_training(tmp_path: Path) -
 
     def stamps_per_second_of_training() -> float:
         pace = Pace()
-        options = composed()["trainer"] | {"max_epochs": 1}
-        options |= {"limit_val_batches": 0, "check_val_every_n_epoch": 1}
-        training = Trainer(
-            **options, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, use_distributed_sampler=False,
-        )  # fmt: skip
-        fit(training, vae, datamodule, None, pace)
+        register_resolvers()
+        words = ["trainer=cpu", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2",
+                 "callbacks.progress=false"]  # fmt: skip
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("config", words)
+        settings: Any = OmegaConf.to_container(cfg, resolve=True)
+        attempt = new_attempt(settings, Path(tempfile.mkdtemp(dir=tmp_path)))
+        fit(attempt, vae, datamodule, None, pace)
         return pace.as_dict()["train_stamps_per_second"]
 
     def stamps_per_second_of_embedding() -> float:
