@@ -218,6 +218,16 @@ def test_history_has_the_strongest_unit_of_the_last_step_at_the_top():
     assert not ax.yaxis_inverted()
 
 
+@pytest.mark.parametrize("n_units", [1, 2, 16])
+def test_all_of_the_history_is_within_the_picture(n_units: int) -> None:
+    figure = kl_history([100, 200], np.full((2, n_units), 0.01))
+    figure.draw_without_rendering()  # lays it out
+    _, colours = figure.axes
+    written = colours.yaxis.label.get_window_extent()
+    assert written.y0 >= 0
+    assert written.y1 <= figure.bbox.y1
+
+
 def test_history_of_many_steps_labels_a_few_of_them_first_and_last_among_them():
     steps = list(range(0, 5000, 50))
     ax, _ = kl_history(steps, np.ones((100, 4))).axes

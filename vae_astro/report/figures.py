@@ -157,7 +157,8 @@ def kl_history(steps: Sequence[int], kl_per_unit: np.ndarray) -> Figure:
         In nats.
     """
     order = np.argsort(kl_per_unit[-1])
-    figure = Figure(figsize=(5.4, 0.17 * kl_per_unit.shape[1] + 1.4), layout="compressed")
+    height = max(0.17 * kl_per_unit.shape[1] + 1.4, 2.8)  # of two units: the label of the colours
+    figure = Figure(figsize=(5.4, height), layout="compressed")
     ax = figure.subplots()
     picture = ax.pcolormesh(
         np.arange(len(steps) + 1),
